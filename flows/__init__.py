@@ -1,0 +1,1 @@
+"""Prefect at the edge: the flow, its tasks, and the Dask runtime that computes the blocks."""

@@ -1,0 +1,179 @@
+"""Everything a product is made of, from the plan and the blocks' records: tables, rasters, and the run's record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import shapely
+
+from pipeline import merge, units
+from pipeline import plan as planning
+from pipeline.artifacts import code_digest
+from pipeline.blocks import BlockRecord
+from pipeline.catalog.scene import QA_PIXEL
+from pipeline.config import RunConfig
+from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams
+from pipeline.models.card import ModelCard, read_card
+from pipeline.plan import EVENTS_FILE, Plan
+from pipeline.product.write import ProductInputs
+from pipeline.steps import Request, product_digest, versions
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+NOT_RUN = "not_run"
+
+
+def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> ProductInputs:
+    """Build the tables and rasters of a product; blocks without a checkpoint make their events `failed`."""
+    import geopandas as gpd
+
+    config, work = request.config, request.work
+    card = read_card(config.model)
+    planned = gpd.read_parquet(work / EVENTS_FILE)
+    good = [records[p.block.id] for p in plan.blocks if p.block.id in records and records[p.block.id].checkpoint]
+    lost = [p.block.id for p in plan.blocks if p.block.id not in {r.block for r in good}]
+    failed = merge.failed_events(work, plan, lost, len(planned))
+    sums = merge.read_sums(work, good, len(planned), card.scheme)
+    params = DriverParams(card.calibration.temperature, config.output.uncertain_below)
+    events = merge.event_table(planned, sums, failed, plan, card.scheme, params)
+    events["model"] = f"{card.name} {card.version}"
+    warnings = list(plan.warnings)
+    events, unit_frame = _with_units(events, config, plan, warnings)
+    for overlay in config.overlays:
+        events[overlay.name], said = units.overlay_shares(np.asarray(events.geometry.values), overlay)
+        warnings += said
+    folder = work / "merged"
+    folder.mkdir(exist_ok=True)
+    drivers, confidence, codes = merge.mosaic(work, plan, good, folder)
+    patches = merge.patch_table(codes, confidence, events, plan.grid, card.scheme)
+    blocks = _blocks(plan, records)
+    return ProductInputs(
+        region=plan.region,
+        years=plan.years,
+        card=card,
+        events=events,
+        patches=patches,
+        units=units.unit_table(events, unit_frame, card.scheme),
+        scenes=_scenes(plan, sums.images),
+        blocks=blocks,
+        summary=units.summary_table(events),
+        run=_record(config, plan, card, events, list(records.values()), lost, warnings),
+        drivers=drivers,
+        confidence=confidence,
+        crs=config.output.crs,
+    )
+
+
+def _with_units(events: Any, config: RunConfig, plan: Plan, warnings: list[str]) -> tuple[Any, GeoDataFrame]:
+    """Give each event its unit; the warnings of reading the list of units are added to `warnings`."""
+    if config.region.units:
+        frame, said = units.read_units(config.region.units[0])
+        warnings += said
+        owner = units.assign_units(np.asarray(events.geometry.values), np.asarray(frame.geometry.values))
+    else:
+        frame = units.region_as_unit(plan.region, shapely.from_wkt(plan.aoi))
+        owner = np.zeros(len(events), np.int64)
+    ids, names = [*frame["unit_id"], units.OUTSIDE], [*frame["unit_name"], units.OUTSIDE_NAME]
+    events["unit_id"] = np.array(ids, dtype=object)[owner]
+    events["unit_name"] = np.array(names, dtype=object)[owner]
+    return events, frame
+
+
+def _scenes(plan: Plan, images: pd.DataFrame) -> GeoDataFrame:
+    """Every scene the catalog gave, with whether it was used and why not."""
+    import geopandas as gpd
+
+    seen = set(images["scene"])
+    rows = []
+    for scene in plan.scenes.values():
+        masked = None if QA_PIXEL in scene.assets else "no QA_PIXEL: masked by fill only, clouds count as ground"
+        reason = masked if scene.id in seen else "no clear pixel over any event"
+        rows.append((scene.id, scene.datetime, scene.cloud_cover, scene.id in seen, reason, scene.footprint))
+    rows += [(r.scene_id, r.datetime, r.cloud_cover, False, r.reason, r.footprint) for r in plan.refused]
+    table = pd.DataFrame(rows, columns=["scene_id", "datetime", "cloud_cover", "used", "reason", "wkt"])
+    # one moment is written with and without microseconds by different catalogs
+    table["datetime"] = pd.to_datetime(table["datetime"], utc=True, format="ISO8601").astype("datetime64[ms, UTC]")
+    table["cloud_cover"] = table["cloud_cover"].astype("float64")
+    shapes = [shapely.from_wkt(row[-1]) if row[-1] else None for row in rows]
+    frame = gpd.GeoDataFrame(table.drop(columns="wkt"), geometry=shapes, crs="EPSG:4326")
+    return frame.sort_values("scene_id", ignore_index=True)  # type: ignore[no-any-return]
+
+
+def _blocks(plan: Plan, records: dict[str, BlockRecord]) -> GeoDataFrame:
+    """Every planned block and how it ended."""
+    import geopandas as gpd
+
+    rows, shapes = [], []
+    for planned in plan.blocks:
+        block, record = planned.block, records.get(planned.block.id)
+        status = NOT_RUN if record is None else "failed" if record.status == "failed" else "done"
+        reason = "not asked for (--blocks)" if record is None else record.reason or None
+        seconds = round(record.seconds, 3) if record else 0.0
+        rows.append((block.id, status, reason, planned.events, seconds))
+        shapes.append(planning.outline(plan.grid, block.row0, block.col0, block.height, block.width))
+    table = pd.DataFrame(rows, columns=["block_id", "status", "reason", "events", "seconds"])
+    return gpd.GeoDataFrame(table, geometry=shapes, crs="EPSG:4326")
+
+
+def _record(
+    config: RunConfig, plan: Plan, card: ModelCard, events: Any, records: list[BlockRecord], lost: list[str],
+    warnings: list[str],
+) -> dict[str, object]:  # fmt: skip
+    """The run's record; what differs between two equal runs stands under `timings`. Seven parameters: its chapters."""
+    status = events["status"]
+    counts = {
+        "events": len(events),
+        **{name: int((status == name).sum()) for name in (CLASSIFIED, UNCERTAIN, NO_IMAGERY, FAILED)},
+        "loss_ha": round(float(events["area_ha"].sum()), 4),
+        "events_below_min_area": plan.below_count,
+        "below_min_area_ha": round(plan.below_ha, 4),
+        "blocks": len(plan.blocks),
+        "blocks_without_result": len(lost),
+        "scenes": len(plan.scenes),
+        "scenes_refused": len(plan.refused),
+        "patches": sum(b.patches for b in plan.blocks),
+        "loss_pixels": sum(b.pixels for b in plan.blocks),
+    }
+    seconds = sum(r.seconds for r in records)
+    forward = sum(r.forward_seconds for r in records)
+    return {
+        "region": plan.region,
+        "years": list(plan.years),
+        "complete": not lost,
+        "simulated": card.simulated,
+        "digest": product_digest(plan),
+        "counts": counts,
+        "model": {"name": card.name, "version": card.version, "sha256": card.sha256, "architecture": card.architecture},
+        "inputs": {"plan": plan.inputs, "loss": Path(config.loss.source).name, "scenes": sorted(plan.scenes)},
+        "versions": {**versions(), "code": code_digest()},
+        "config": _public(config),
+        "grid": {"crs": plan.grid.crs, "resolution": plan.grid.resolution, "shape": [plan.grid.height, plan.grid.width]},
+        "aoi": json.loads(shapely.to_geojson(shapely.from_wkt(plan.aoi))),
+        "warnings": warnings,
+        "timings": {
+            "finished": planning.now(),
+            "block_seconds": round(seconds, 2),
+            "forward_seconds": round(forward, 2),
+            "forward_share": round(forward / seconds, 3) if seconds else None,
+            "worker_peak_rss_mb": max((r.peak_rss_mb for r in records), default=0),
+            "devices": sorted({r.device for r in records if r.device}),
+        },
+    }
+
+
+def _public(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it goes into the product: file names without the folders of this machine, no compute section."""
+
+    def name(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: name(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [name(item) for item in value]
+        return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+    return dict(name(config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})))

@@ -1,0 +1,47 @@
+"""From the configuration's `imagery.source` to a catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.catalog.bundles import BundleFolder
+from pipeline.catalog.scene import Catalog
+from pipeline.errors import ConfigError
+
+DEFAULT_COLLECTIONS = ("landsat-c2-l2",)
+KNOWN = {
+    "planetary-computer": ("https://planetarycomputer.microsoft.com/api/stac/v1", ("landsat-c2-l2",)),
+    "earth-search": ("https://earth-search.aws.element84.com/v1", ("landsat-c2-l2",)),
+    "usgs": ("https://landsatlook.usgs.gov/stac-server", ("landsat-c2l2-sr",)),
+}
+"""STAC APIs by name: address, and the collection of Landsat Collection 2 Level-2 there."""
+_CHOICES = f"give {', '.join(KNOWN)}, the https:// address of a STAC API, a STAC catalog.json, or a folder of bundles"
+
+
+def open_catalog(source: str, collections: tuple[str, ...] = DEFAULT_COLLECTIONS, base: Path = Path()) -> Catalog:
+    """Return the catalog that `imagery.source` names; nothing is searched or fetched yet.
+
+    Args:
+        source: a known name, an http(s) address, a STAC JSON file, or a folder of USGS bundles.
+        collections: STAC collections to search (APIs only); the default means the one the known API has.
+        base: folder that relative paths start from: that of the configuration file.
+
+    Raises:
+        ConfigError: where it names none of these, or a path that is not there.
+    """
+    path = base / source
+    if source and "://" not in source and path.is_dir() and source not in KNOWN:
+        return BundleFolder(path)
+    # pystac-client takes half a second to import: only where STAC is read
+    if source in KNOWN or source.lower().startswith(("http://", "https://")):
+        from pipeline.catalog.stac import StacApi
+
+        url, own = KNOWN.get(source, (source, collections))
+        return StacApi(url, own if collections == DEFAULT_COLLECTIONS else collections)
+    if path.suffix.lower() == ".json" and path.is_file():
+        from pipeline.catalog.stac import StaticStac
+
+        return StaticStac(path)
+    if "://" in source or not (path.suffix.lower() == ".json" or "/" in source):
+        raise ConfigError(f"imagery.source: {source!r} is not a known source and no folder; {_CHOICES}")
+    raise ConfigError(f"imagery.source: {path} is not there; {_CHOICES}")

@@ -1,0 +1,316 @@
+"""`clearcause`: the program. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import ClearcauseError, ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.blocks import BlockRecord
+    from pipeline.config import RunConfig
+    from pipeline.steps import Outcome
+
+app = typer.Typer(
+    help="Why was it cleared? Drivers of forest loss from Landsat, patch by patch, as a GeoPackage.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+models_app = typer.Typer(help="Model packages: list, show, verify, import.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+
+Config = Annotated[Path, typer.Argument(help="configuration file (YAML)", metavar="CONFIG")]
+Options = Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="override a key, e.g. grid.block=1024")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> None:
+    """Run the program; every error is one readable line, its traceback goes to the log file."""
+    try:
+        code = app(standalone_mode=False)
+    except ClearcauseError as error:
+        code = _fail(error, error.exit_code)
+    except typer.TyperException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; run the same command again to go on from what is done", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        # the last line of defence: what nobody foresaw still ends in one line and exit code 1
+        code = _fail(error, 1)
+    sys.exit(code or 0)
+
+
+def _fail(error: BaseException, code: int) -> int:
+    logging.getLogger("clearcause").debug("%s", "".join(traceback.format_exception(error)))
+    kind = "" if isinstance(error, ClearcauseError | OSError) else f"unexpected {type(error).__name__}: "
+    print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+@app.command()
+def run(
+    config: Config,
+    out: Annotated[Path | None, typer.Option(help="output folder instead of output.dir")] = None,
+    year: Annotated[list[int] | None, typer.Option(help="loss year instead of loss.years; may be repeated")] = None,
+    blocks: Annotated[str, typer.Option(help="only these blocks, separated by commas", metavar="ID,...")] = "",
+    executor: Annotated[str | None, typer.Option(help="local | threads | a Dask scheduler address")] = None,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="run the stages in this process")] = False,
+    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="publish even if blocks failed")] = False,
+    replan: Annotated[bool, typer.Option("--replan", help="ask the catalog again")] = False,
+    json_: Json = False,
+    option: Options = None,
+) -> None:
+    """Run a region: configuration to product. Running it again does nothing if nothing has changed.
+
+    Ten parameters: they are the command line.
+    """
+    parsed = _load(config, option, out=out, year=year, executor=executor)
+    names = tuple(block.strip() for block in blocks.split(",") if block.strip())
+    outcome = _run(parsed, names, allow_incomplete=allow_incomplete, replan=replan, prefect=not no_prefect)
+    _report(outcome, json_)
+
+
+def _load(
+    path: Path, option: list[str] | None, *, out: Path | None = None, year: list[int] | None = None,
+    executor: str | None = None,
+) -> RunConfig:  # fmt: skip
+    from pipeline.config import load_config
+
+    overrides = [*(option or [])]
+    overrides += [f"output.dir={json.dumps(str(out.resolve()))}"] if out else []
+    overrides += [f"loss.years={json.dumps(year)}"] if year else []
+    overrides += [f"compute.executor={json.dumps(executor)}"] if executor else []
+    return load_config(path, tuple(overrides))
+
+
+def _run(config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, prefect: bool) -> Outcome:
+    from flows.runtime import open_pool
+    from pipeline import graph, steps
+    from pipeline.artifacts import run_lock
+
+    steps.check_output(config)
+    with run_lock(config.work), _log_file(config.work), _progress() as progress:
+        request = steps.Request(config, blocks, allow_incomplete, replan, open_pool, progress)
+        # a rerun that has nothing to do must not wait for an orchestrator to start
+        if not replan and (done := steps.current(request, steps.plan_run(request))) is not None:
+            return done
+        if not prefect:
+            return graph.run_region(request)
+        _quiet_prefect()
+        from flows.regions import run_request
+
+        name = f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
+        outcome: Outcome = run_request(request, name)
+        return outcome
+
+
+def _quiet_prefect() -> None:
+    """Defaults for a run without a Prefect server of its own; whatever the environment says wins."""
+    for key, value in {
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    }.items():
+        os.environ.setdefault(key, value)
+    if not os.environ.get("PREFECT_API_URL"):
+        print("starting a temporary Prefect server (up to a minute; set PREFECT_API_URL to use yours)", file=sys.stderr)
+
+
+@contextmanager
+def _log_file(work: Path) -> Iterator[None]:
+    """Write everything, tracebacks included, to run.log beside the checkpoints."""
+    logger = logging.getLogger("clearcause")
+    logger.setLevel(logging.DEBUG)
+    handler = logging.FileHandler(work / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.debug("%s", "".join(traceback.format_exception(error)))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, a plain line for each block otherwise."""
+    count = 0
+    if not sys.stderr.isatty():
+
+        def line(record: BlockRecord) -> None:
+            print(_line(record), file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("blocks"), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task("", total=None)
+
+        def advance(record: BlockRecord) -> None:
+            nonlocal count
+            count += 1
+            bar.update(job, advance=1, description=_line(record))
+
+        yield advance
+
+
+def _line(record: BlockRecord) -> str:
+    text = f"block {record.block} {record.status}"
+    return f"{text}: {record.reason}" if record.reason else f"{text} in {record.seconds:.1f} s"
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"status": outcome.status, "product": str(outcome.product), "counts": outcome.counts}))
+        return
+    counts = outcome.counts
+    if outcome.status == "partial":
+        print(f"{counts['computed']} of {counts['blocks']} blocks are done; run without --blocks for the product")
+        return
+    word = "nothing to do, the product is current" if outcome.status == "current" else "published"
+    print(f"{word}: {outcome.product}")
+    kinds = ("classified", "uncertain", "no_imagery", "failed")
+    print(f"{counts['events']} events, {counts['loss_ha']:,.1f} ha: " + ", ".join(f"{counts[k]} {k}" for k in kinds))
+
+
+@app.command()
+def plan(
+    config: Config,
+    year: Annotated[list[int] | None, typer.Option(help="loss year instead of loss.years; may be repeated")] = None,
+    json_: Json = False,
+    option: Options = None,
+) -> None:
+    """Say what a run would do; reads no pixels of imagery."""
+    from flows.runtime import worker_count
+    from pipeline import steps
+    from pipeline.artifacts import run_lock
+
+    parsed = _load(config, option, year=year)
+    steps.check_output(parsed)
+    with run_lock(parsed.work), _log_file(parsed.work):
+        made = steps.plan_run(steps.Request(parsed, replan=True))
+    counts = made.counts(worker_count(parsed.compute))
+    if json_:
+        print(json.dumps(counts))
+        return
+    width = max(map(len, counts))
+    for key, value in counts.items():
+        print(f"{key:<{width}}  {value:,}")
+    for refusal in made.refused:
+        print(f"refused {refusal.scene_id}: {refusal.reason}")
+    for warning in made.warnings:
+        print(f"warning: {warning}")
+
+
+@app.command()
+def inspect(
+    product: Annotated[Path, typer.Argument(help="folder of a product", metavar="PRODUCT")], json_: Json = False
+) -> None:
+    """Check a product: layers, columns, sums, geometry, COGs, STAC, checksums. Exit code 1 if it is unsound."""
+    from pipeline.product.inspect import inspect_product, render_text
+
+    if not product.is_dir():
+        raise ConfigError(f"product {product}: no such folder")
+    report = inspect_product(product)
+    print(json.dumps(report.to_dict()) if json_ else render_text(report))
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the province and the product")] = Path("out/demo"),
+    size: Annotated[str, typer.Option(help="small (1,200 px a side) or scene (7,600 px)")] = "small",
+    seed: Annotated[int, typer.Option(help="seed of the province; the model was trained on other seeds")] = 20261,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="run the stages in this process")] = False,
+) -> None:
+    """Simulate a province with known truth, run it, and compare predicted with true area per driver."""
+    from pipeline.demo import compare, prepare_demo, render_comparison
+
+    config, province = prepare_demo(out, size, seed)
+    outcome = _run(config, (), allow_incomplete=False, replan=False, prefect=not no_prefect)
+    _report(outcome, False)
+    print(render_comparison(compare(outcome.product, province)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration."""
+    from pipeline.config import RunConfig
+
+    print(json.dumps(RunConfig.model_json_schema(), indent=1))
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+@models_app.command("list")
+def models_list(
+    root: Annotated[Path, typer.Argument(help="folder that holds model packages")] = Path("models"), json_: Json = False
+) -> None:
+    """List the model packages in a folder."""
+    from pipeline.models.package import list_packages
+
+    found = list_packages(root)
+    if json_:
+        print(json.dumps([{"folder": str(item.folder), "name": item.name, "fault": item.fault} for item in found]))
+        return
+    for item in found:
+        print(f"{item.folder}  {item.name}  {item.fault or 'sound'}")
+
+
+@models_app.command("show")
+def models_show(package: Annotated[Path, typer.Argument(help="folder of a model package")]) -> None:
+    """Print a model's card."""
+    from pipeline.models.card import read_card
+
+    print(read_card(package).model_dump_json(indent=1))
+
+
+@models_app.command("verify")
+def models_verify(package: Annotated[Path, typer.Argument(help="folder of a model package")]) -> None:
+    """Check that a package's weights are those its card names."""
+    from pipeline.models.package import verify_package
+
+    card = verify_package(package)
+    print(f"{package}: sound; {card.name} {card.version}, sha256 {card.sha256}")
+
+
+@models_app.command("import")
+def models_import(
+    onnx: Annotated[Path, typer.Argument(help="ONNX file", metavar="FILE.onnx")],
+    card: Annotated[Path, typer.Option(help="model card (JSON, without sha256)", metavar="CARD.json")],
+    out: Annotated[Path | None, typer.Option(help="folder of the new package; default models/<name>")] = None,
+) -> None:
+    """Make a model package of an ONNX file and a card."""
+    from pipeline.models.package import import_onnx
+
+    folder = out or Path("models") / onnx.stem
+    made = import_onnx(onnx, card, folder)
+    print(f"{folder}: {made.name} {made.version}, sha256 {made.sha256}")
+
+
+if __name__ == "__main__":
+    main()

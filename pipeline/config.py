@@ -1,0 +1,259 @@
+"""`RunConfig`: the configuration file of a run, parsed once. It composes the parameters that the stages own.
+
+Unknown keys are refused with the nearest known one; paths are relative to the configuration file and become absolute
+here. Secrets never live in a configuration: they come from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+_NAMED_SOURCES = ("planetary-computer", "earth-search", "usgs")
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _listed(value: object) -> object:
+    """Let one mapping stand for a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+class UnitLayer(Section):
+    """A polygon layer to aggregate by: file, and the columns that hold the identifier and the name."""
+
+    path: Path
+    id: str = "id"
+    name: str = "name"
+    layer: str | None = None
+
+
+class Region(Section):
+    """The area asked for: `aoi` is a vector file or [west, south, east, north] in degrees (EPSG:4326)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    aoi: Path | tuple[float, float, float, float]
+    units: Annotated[tuple[UnitLayer, ...], BeforeValidator(_listed)] = ()
+
+
+class Loss(Section):
+    """Where and when forest was lost: a Hansen-coded raster or polygons with a year column."""
+
+    source: str
+    years: tuple[int, ...] = Field(min_length=1)
+    min_area_ha: float = Field(0.5, ge=0)
+    year_column: str | None = None
+    layer: str | None = None
+
+    @field_validator("years")
+    @classmethod
+    def _ordered(cls, years: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(years)) < len(years):
+            raise ValueError("a year is named twice")
+        return tuple(sorted(years))
+
+
+class ImageWindow(Section):
+    """Image years relative to the loss year, both included."""
+
+    first_year: int = 0
+    last_year: int = 4
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ImageWindow:
+        if self.first_year > self.last_year:
+            raise ValueError(f"first_year {self.first_year} is after last_year {self.last_year}")
+        return self
+
+
+class Imagery(Section):
+    """Where scenes come from and which may serve. `max_scenes` counts per WRS path/row and loss year."""
+
+    source: str
+    collections: tuple[str, ...] = ("landsat-c2-l2",)
+    window: ImageWindow = ImageWindow()
+    max_cloud: float = Field(60.0, ge=0, le=100)
+    max_scenes: int = Field(12, ge=1)
+    cache: Path = Path("cache")
+    allow_hosts: tuple[str, ...] = ()
+
+
+class GridSpec(Section):
+    """The run's pixel grid: CRS (`auto` or any PROJ knows), `resolution` in its units, `block` in pixels."""
+
+    crs: str = "auto"
+    resolution: float = Field(30.0, gt=0)
+    block: int = Field(2048, ge=32)
+
+
+class Tiling(Section):
+    """How patches are laid: `grid` = one lattice over the run, `events` = centred on events; sizes in pixels."""
+
+    mode: Literal["grid", "events"] = "grid"
+    patch: int = Field(256, ge=32, multiple_of=32)
+    overlap: int = Field(64, ge=0)
+
+    @model_validator(mode="after")
+    def _stride(self) -> Tiling:
+        if self.overlap > self.patch // 2:
+            raise ValueError(f"overlap {self.overlap} must not exceed half the patch ({self.patch // 2})")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Distance of neighbouring patches in pixels."""
+        return self.patch - self.overlap
+
+
+class Compute(Section):
+    """Who computes: `local` (Dask processes), `threads` (this process), or a Dask scheduler address."""
+
+    executor: str = "local"
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = "auto"
+    engine: Literal["auto", "torch", "onnx"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @field_validator("executor")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in ("local", "threads") or re.match(r"^(tcp|tls|ws|wss|ucx|inproc)://", value):
+            return value
+        raise ValueError(f"{value!r} is neither local, nor threads, nor a scheduler address like tcp://host:8786")
+
+
+class Overlay(Section):
+    """A polygon layer whose share inside each event becomes the column `name` (0..1)."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
+    path: Path
+    layer: str | None = None
+
+
+class Output(Section):
+    """Where the product goes, the CRS of its vectors, and the confidence below which an event is `uncertain`."""
+
+    dir: Path
+    crs: str = "EPSG:4326"
+    uncertain_below: float = Field(0.5, ge=0, le=1)
+
+
+class RunConfig(Section):
+    """One run. Every section belongs to a stage; see `configs/` for tested examples."""
+
+    region: Region
+    loss: Loss
+    imagery: Imagery
+    grid: GridSpec = GridSpec()
+    model: Path
+    tiling: Tiling = Tiling()
+    compute: Compute = Compute()
+    overlays: tuple[Overlay, ...] = ()
+    output: Output
+
+    @property
+    def work(self) -> Path:
+        """Folder of the run's state (plan, checkpoints, log): beside the product, so that the product holds itself only."""
+        return self.output.dir.with_name(self.output.dir.name + ".work")
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a YAML file, apply `KEY=VALUE` overrides (dotted keys, YAML values) and check it.
+
+    Raises:
+        ConfigError: one line for the first fault, naming the file, the key and the remedy.
+    """
+    if not path.is_file():
+        raise ConfigError(f"configuration {path}: no such file")
+    if path.stat().st_size > 1_000_000:
+        raise ConfigError(f"configuration {path}: larger than 1 MB, which no configuration is")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path}: expected keys like region, loss and imagery at the top")
+    return parse_config(tree, path.resolve().parent, str(path), overrides)
+
+
+def parse_config(tree: dict[str, Any], base: Path, name: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Check a configuration given as plain values; relative paths start at `base`, errors call it `name`."""
+    for override in overrides:
+        _override(tree, override)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {name}: {_explain(error)}") from error
+    return _absolute(config, base)
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    """Set one dotted key from `KEY=VALUE`, in place."""
+    key, sign, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not sign or not all(parts):
+        raise ConfigError(f"option -o {text!r}: write KEY=VALUE, as in -o tiling.mode=events")
+    for part in parts[:-1]:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"option -o {text!r}: {part} is a value, not a section")
+        tree = child
+    try:
+        tree[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"option -o {text!r}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn the first validation error into `key: what is wrong (what would be right)`."""
+    first = error.errors()[0]
+    keys = [
+        str(part) for part in first["loc"] if isinstance(part, int) or part in _all_keys() or part is first["loc"][-1]
+    ]
+    where = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(), 1)
+        return f"unknown key {where}" + (
+            f"; did you mean {close[0]!r}?" if close else "; `clearcause schema` lists the keys"
+        )
+    if first["type"] == "missing":
+        return f"key {where} is missing"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _all_keys() -> list[str]:
+    sections = [RunConfig, Region, UnitLayer, Loss, Imagery, ImageWindow, GridSpec, Tiling, Compute, Overlay, Output]
+    return sorted({key for section in sections for key in section.model_fields})
+
+
+def _absolute(config: RunConfig, base: Path) -> RunConfig:
+    """Return the configuration with every path made absolute against `base`."""
+
+    def fix(path: Path) -> Path:
+        return (base / path.expanduser()).resolve()
+
+    region, loss, imagery = config.region, config.loss, config.imagery
+    aoi = fix(region.aoi) if isinstance(region.aoi, Path) else region.aoi
+    units = tuple(unit.model_copy(update={"path": fix(unit.path)}) for unit in region.units)
+    source = imagery.source
+    if source not in _NAMED_SOURCES and "://" not in source:
+        source = str(fix(Path(source)))
+    update = {
+        "region": region.model_copy(update={"aoi": aoi, "units": units}),
+        "loss": loss if loss.source == "gfc" else loss.model_copy(update={"source": str(fix(Path(loss.source)))}),
+        "imagery": imagery.model_copy(update={"source": source, "cache": fix(imagery.cache)}),
+        "model": fix(config.model),
+        "overlays": tuple(o.model_copy(update={"path": fix(o.path)}) for o in config.overlays),
+        "output": config.output.model_copy(update={"dir": fix(config.output.dir)}),
+    }
+    return config.model_copy(update=update)

@@ -1,0 +1,74 @@
+"""The lattice of patches: where they lie, which part of a block each one covers, and how overlaps are weighted.
+
+All patches of a run lie on one lattice anchored at the run's grid, whatever the blocks are: squeeze-and-excitation lets
+every pixel see its whole patch, so a lattice that moved with the block would change answers. A block computes every
+lattice patch that touches its own loss, its outermost ones over a margin of real pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.grid import Block
+
+EVERY_EVENT = 0
+"""As `Patch.event`: the patch speaks for all loss inside it."""
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """How patches are laid: `mode` grid or events, `size` and `stride` in pixels of the run's grid."""
+
+    mode: str = "grid"
+    size: int = 256
+    stride: int = 192
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A model input window: first row and column in pixels of the run's grid, and the label it speaks for."""
+
+    row0: int
+    col0: int
+    event: int = EVERY_EVENT
+
+
+def lattice_window(block: Block, layout: PatchLayout) -> tuple[int, int, int, int]:
+    """Rows and columns (row0, col0, height, width) covered by the lattice patches that meet a block."""
+
+    def span(start: int, length: int) -> tuple[int, int]:
+        first = math.ceil((start - layout.size + 1) / layout.stride) * layout.stride
+        last = (start + length - 1) // layout.stride * layout.stride
+        return first, last + layout.size - first
+
+    (row0, height), (col0, width) = span(block.row0, block.height), span(block.col0, block.width)
+    return row0, col0, height, width
+
+
+def starts(first: int, end: int, size: int, stride: int) -> list[int]:
+    """Starts of the patches that cover `first..end`, centred on it."""
+    count = max(math.ceil((end - first - size) / stride), 0) + 1
+    total = size + (count - 1) * stride
+    start = (first + end - total) // 2
+    return [start + k * stride for k in range(count)]
+
+
+def overlap(patch: Patch, size: int, block: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of a patch's part inside a block: of the block's array, and of the patch's array."""
+    top, left = patch.row0 - block.row0, patch.col0 - block.col0
+    rows = slice(max(top, 0), max(min(top + size, block.height), 0))
+    cols = slice(max(left, 0), max(min(left + size, block.width), 0))
+    inside = slice(rows.start - top, max(rows.stop - top, 0)), slice(cols.start - left, max(cols.stop - left, 0))
+    return (rows, cols), inside
+
+
+def blend_weights(size: int) -> np.ndarray:
+    """Integer pyramid [size, size], int64, at least 1 everywhere: the middle of a patch knows most of its surroundings.
+
+    Integers below 2**24 keep the weighted mean of equal values exact in float64.
+    """
+    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).astype(np.int64)
+    return np.outer(ramp, ramp)

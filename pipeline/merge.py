@@ -1,0 +1,191 @@
+"""Checkpoints to tables and rasters: what the blocks said, put together over the whole run.
+
+Polygons of `patches` come from one pass over the whole mosaic, so they are the same for one block or for sixteen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import rasterio
+import rasterio.features
+import shapely
+from rasterio.windows import Window
+
+from pipeline.blocks import IMAGES, RASTERS, SUMS, BlockRecord
+from pipeline.drivers import DriverParams, Drivers, decide
+from pipeline.grid import RunGrid, area_ha, reproject
+from pipeline.labels import NO_DATA, LabelScheme
+from pipeline.plan import LABELS_FILE, Plan
+from pipeline.polygons import CodeRaster
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+_CODES = 256
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over all blocks by event row: clear pixels [n], logits int64 [n, classes], and the images that saw each event."""
+
+    clear: np.ndarray
+    logits: np.ndarray
+    images: pd.DataFrame
+
+
+def read_sums(work: Path, records: Iterable[BlockRecord], count: int, scheme: LabelScheme) -> Sums:
+    """Add the sums of all finished blocks; integers, so the order does not matter."""
+    clear, logits = np.zeros(count, np.int64), np.zeros((count, len(scheme)), np.int64)
+    images = []
+    for record in records:
+        folder = work / "blocks" / record.checkpoint
+        table = pq.read_table(folder / SUMS)
+        rows = table.column("event").to_numpy()
+        np.add.at(clear, rows, table.column("clear").to_numpy())
+        columns = [table.column(f"logit_{name}").to_numpy() for name in scheme.names]
+        np.add.at(logits, rows, np.stack(columns, axis=1))
+        images.append(pq.read_table(folder / IMAGES).to_pandas())
+    empty = pd.DataFrame({"event": np.zeros(0, np.int64), "scene": np.zeros(0, object), "clear": np.zeros(0, np.int64)})
+    frame = pd.concat(images, ignore_index=True) if images else empty
+    return Sums(clear, logits, frame.groupby(["event", "scene"], as_index=False)["clear"].sum())
+
+
+def failed_events(work: Path, plan: Plan, failed: Iterable[str], count: int) -> np.ndarray:
+    """Bool [n]: events that have a pixel in a block that could not be computed."""
+    out = np.zeros(count, bool)
+    windows = {b.block.id: b.block for b in plan.blocks}
+    with rasterio.open(work / LABELS_FILE) as raster:
+        for block in (windows[b] for b in failed):
+            part = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
+            out[np.unique(part[part > 0]) - 1] = True
+    return out
+
+
+def event_table(
+    events: GeoDataFrame, sums: Sums, failed: np.ndarray, plan: Plan, scheme: LabelScheme, params: DriverParams
+) -> GeoDataFrame:
+    """The `events` layer of the contract, without units and overlays, in the order of the planned events."""
+    drivers = decide(sums.logits, sums.clear, failed, scheme, params)
+    out = events[["event_id", "loss_year"]].copy()
+    out["status"] = drivers.status
+    _add_driver(out, drivers, scheme)
+    out["area_ha"], out["pixels"] = events["area_ha"], events["pixels"]
+    share = sums.clear / np.maximum(events["pixels"].to_numpy(), 1)
+    out["clear_share"] = np.where(failed, np.nan, np.round(share, 6))
+    _add_images(out, sums.images, plan)
+    points = shapely.point_on_surface(np.asarray(events.geometry.values))
+    out["lon"], out["lat"] = shapely.get_x(points), shapely.get_y(points)
+    return out.set_geometry(events.geometry)  # type: ignore[no-any-return]
+
+
+def _add_driver(out: Any, drivers: Drivers, scheme: LabelScheme) -> None:
+    known = drivers.best >= 0
+    names, codes = np.array([*scheme.names, None], dtype=object), np.array([*scheme.codes, 0])
+    out["driver"] = names[drivers.best]
+    out["driver_code"] = pd.array(np.where(known, codes[drivers.best], 0), dtype="Int64")
+    out.loc[~known, "driver_code"] = pd.NA
+    out["confidence"] = drivers.confidence
+    out["uncertain"] = drivers.status == "uncertain"
+    for k, name in enumerate(scheme.names):
+        out[f"p_{name}"] = drivers.probabilities[:, k]
+
+
+def _add_images(out: Any, images: pd.DataFrame, plan: Plan) -> None:
+    """First and last image, their number, and their mean year (weighted by clear pixels) less the loss year."""
+    when = {key: scene.datetime for key, scene in plan.scenes.items()}
+    day = images["scene"].map(lambda s: when[s].date())
+    year = images["scene"].map(lambda s: when[s].year + (when[s].timetuple().tm_yday - 0.5) / 365.25)
+    grouped = images.assign(day=day, weighted=year.astype(float) * images["clear"]).groupby("event")
+    rows = pd.RangeIndex(len(out))
+    out["first_image"] = grouped["day"].min().reindex(rows).to_numpy()
+    out["last_image"] = grouped["day"].max().reindex(rows).to_numpy()
+    out["image_count"] = grouped["scene"].nunique().reindex(rows, fill_value=0).to_numpy()
+    mean = (grouped["weighted"].sum() / grouped["clear"].sum()).reindex(rows).to_numpy(dtype=float)
+    out["years_after_loss"] = np.round(mean - out["loss_year"].to_numpy(), 3)
+
+
+def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path) -> tuple[Path, Path, CodeRaster]:
+    """Put the blocks' rasters together on the run's grid.
+
+    Returns:
+        drivers.tif and confidence.tif (uint8, 255 = no data), and the raster of (event row * 256 + class code).
+    """
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "height": plan.grid.height, "width": plan.grid.width, "count": 1, "dtype": "uint8",
+        "nodata": NO_DATA, "crs": plan.grid.crs, "transform": plan.grid.geobox.affine, "tiled": True, "blockxsize": 512,
+        "blockysize": 512, "compress": "deflate", "sparse_ok": True, "bigtiff": "if_safer",
+    }  # fmt: skip
+    paths = folder / "drivers.tif", folder / "confidence.tif"
+    windows = {b.block.id: b.block for b in plan.blocks}
+    codes = CodeRaster(folder, "codes", (plan.grid.height, plan.grid.width), plan.grid.crs, plan.grid.geobox.affine)
+    with codes, rasterio.open(paths[0], "w", **profile) as drivers, rasterio.open(paths[1], "w", **profile) as confidence:
+        with rasterio.open(work / LABELS_FILE) as labels:
+            for record in records:
+                block = windows[record.block]
+                window = Window(block.col0, block.row0, block.width, block.height)
+                with np.load(work / "blocks" / record.checkpoint / RASTERS, allow_pickle=False) as arrays:
+                    classes = arrays["drivers"]
+                    drivers.write(classes, 1, window=window)
+                    confidence.write(arrays["confidence"], 1, window=window)
+                events = labels.read(1, window=window)
+                joined = np.where(classes != NO_DATA, events * _CODES + classes, 0)
+                codes.write(joined, block.row0, block.col0)
+    return *paths, codes
+
+
+def patch_table(codes: CodeRaster, confidence: Path, events: GeoDataFrame, grid: RunGrid, scheme: LabelScheme) -> GeoDataFrame:
+    """The `patches` layer: connected pixels (4 neighbours) of one driver inside one event, EPSG:4326."""
+    import geopandas as gpd
+
+    values, polygons = codes.polygons()
+    row, code = values // _CODES - 1, values % _CODES
+    # a patch outside its event's answer (the event failed in another block) is not part of the product
+    kept = events["driver"].notna().to_numpy()[row] if len(row) else np.zeros(0, bool)
+    row, code, polygons = row[kept], code[kept], polygons[kept]
+    names = dict(zip(scheme.codes, scheme.names, strict=True))
+    geometry = reproject(polygons, grid.crs, "EPSG:4326") if len(polygons) else polygons
+    table = gpd.GeoDataFrame(
+        {
+            "event_id": events["event_id"].to_numpy()[row],
+            "driver": [names[int(c)] for c in code],
+            "driver_code": code,
+            "area_ha": np.asarray(area_ha(geometry), dtype=float).reshape(-1) if len(polygons) else np.zeros(0),
+            "confidence": _mean_confidence(polygons, confidence, grid),
+        },
+        geometry=geometry,
+        crs="EPSG:4326",
+    )
+    if not len(table):
+        return table
+    corner = shapely.bounds(polygons)
+    order = np.lexsort((corner[:, 0], -corner[:, 3], code, row))
+    return table.iloc[order].reset_index(drop=True)  # type: ignore[no-any-return]
+
+
+def _mean_confidence(polygons: np.ndarray, confidence: Path, grid: RunGrid) -> np.ndarray:
+    """Mean of the confidence raster (0..1) over the pixels of each polygon, strip by strip."""
+    total, count = np.zeros(len(polygons)), np.zeros(len(polygons))
+    if not len(polygons):
+        return total
+    tree = shapely.STRtree(polygons)
+    with rasterio.open(confidence) as raster:
+        for row0 in range(0, grid.height, 2048):
+            box = grid.window(row0, 0, min(2048, grid.height - row0), grid.width)
+            inside = np.sort(tree.query(box.extent.geom))
+            if not len(inside):
+                continue
+            owner = rasterio.features.rasterize(
+                ((polygons[k], int(k) + 1) for k in inside), out_shape=box.shape, transform=box.affine, dtype="int32"
+            )
+            values = raster.read(1, window=Window(0, row0, grid.width, box.shape[0]))
+            where = owner > 0
+            total += np.bincount(owner[where] - 1, values[where], len(polygons))
+            count += np.bincount(owner[where] - 1, minlength=len(polygons))
+    return np.asarray(np.round(total / np.maximum(count, 1) / 100, 4))

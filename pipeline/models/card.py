@@ -1,0 +1,122 @@
+"""The model card (`model.json`): everything training decided. Owner of bands, scaling, patch and classes.
+
+No torch here: planning, product and report read cards without loading a network.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.catalog.scene import BANDS
+from pipeline.errors import ModelError
+from pipeline.labels import LabelScheme
+
+CARD_FILE = "model.json"
+WEIGHTS_FILES = ("model.safetensors", "model.onnx")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scaling(_Strict):
+    """How pixel values become network input: reflectance = DN * scale + offset; input = (reflectance - mean) / std."""
+
+    offset: float = -0.2
+    scale: float = 0.0000275
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Part(_Strict):
+    """A backbone, neck or head: its `name` and the settings that rebuild it."""
+
+    name: str
+    settings: dict[str, Any] = {}
+
+
+class PatchSpec(_Strict):
+    """Patch `size` and `stride` in pixels, `resolution` in metres, as trained."""
+
+    size: int = Field(256, ge=32, multiple_of=32)
+    stride: int = Field(192, ge=1)
+    resolution: float = Field(30.0, gt=0)
+
+
+class Calibration(_Strict):
+    """Temperature on event logits: p = softmax(mean logits / temperature); `ece` as measured on `split`."""
+
+    method: Literal["none", "temperature"] = "none"
+    temperature: float = Field(1.0, gt=0)
+    ece: float | None = None
+    split: str = ""
+
+
+class Score(_Strict):
+    """One figure with its 95 % interval, the number of events `n` and the split it was measured on."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    split: str
+
+
+class ModelCard(_Strict):
+    """Contents of `model.json`; see contract section 6. `sha256` is that of the weights file."""
+
+    name: str
+    version: str
+    architecture: str
+    backbone: Part
+    neck: Part
+    head: Part
+    bands: tuple[str, ...]
+    scaling: Scaling
+    patch: PatchSpec = PatchSpec()
+    labels: tuple[dict[str, Any], ...]
+    calibration: Calibration = Calibration()
+    scores: tuple[Score, ...] = ()
+    training_data: str
+    simulated: bool
+    licence: str
+    description: str = ""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelCard:
+        if len(self.scaling.mean) != len(self.bands) or len(self.scaling.std) != len(self.bands):
+            raise ValueError(f"scaling has {len(self.scaling.mean)} means for {len(self.bands)} bands")
+        if min(self.scaling.std) <= 0:
+            raise ValueError("scaling.std must be positive")
+        unknown = [band for band in self.bands if band not in BANDS]
+        if unknown:
+            raise ValueError(f"unknown bands {unknown}; known are {list(BANDS)}")
+        if self.patch.stride > self.patch.size:
+            raise ValueError("patch.stride must not exceed patch.size")
+        return self
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """Label scheme in the order of the network's outputs."""
+        return LabelScheme.from_list(list(self.labels))
+
+
+def read_card(package: Path) -> ModelCard:
+    """Read and check `model.json` of a package folder; raises ModelError naming the file and the fault."""
+    path = package / CARD_FILE
+    if not path.is_file():
+        raise ModelError(f"model {package}: no {CARD_FILE} there; name the folder of a model package")
+    try:
+        card = ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, ValidationError) as error:
+        detail = "; ".join(str(error).splitlines()[:4])
+        raise ModelError(f"model card {path}: {detail}") from error
+    if not len(card.scheme):
+        raise ModelError(f"model card {path}: no classes")
+    return card

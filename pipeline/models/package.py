@@ -1,0 +1,212 @@
+"""Model packages on disk: a folder of `model.json` and one weights file. Nothing is ever unpickled.
+
+The card vouches for the weights: their SHA-256 is compared before a parser sees a byte of them, and what is
+parsed are the very bytes that were compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pipeline.errors import ModelError
+from pipeline.models.card import CARD_FILE, WEIGHTS_FILES, ModelCard, read_card
+from pipeline.models.network import Network, network_of
+
+SAFETENSORS, ONNX = WEIGHTS_FILES
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose weights were checked against its card: `folder`, `card` and the path of the `weights`."""
+
+    folder: Path
+    card: ModelCard
+    weights: Path
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the package ships an ONNX graph instead of weights for a network of ours."""
+        return self.weights.name == ONNX
+
+    def read(self) -> bytes:
+        """Return the bytes of the weights file; raises ModelError where they are not those of the card."""
+        try:
+            content = self.weights.read_bytes()
+        except OSError as error:
+            raise ModelError(f"model weights {self.weights} cannot be read: {error}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.card.sha256:
+            raise ModelError(
+                f"model weights {self.weights}: sha256 is {found}, the card says {self.card.sha256}; the file was "
+                "damaged or altered: fetch the package again, or do not use it"
+            )
+        return content
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One folder of `list_packages`: its `card`, or the `fault` that keeps it from being read."""
+
+    folder: Path
+    card: ModelCard | None
+    fault: str = ""
+
+
+def load_package(folder: Path) -> Package:
+    """Read a package folder and check its digest; raises ModelError naming the file, both digests and the remedy."""
+    card = read_card(folder)
+    present = [folder / name for name in WEIGHTS_FILES if (folder / name).is_file()]
+    if len(present) != 1:
+        found = "both" if present else "neither"
+        raise ModelError(f"model {folder}: {found} of {' and '.join(WEIGHTS_FILES)} there; a package has exactly one")
+    package = Package(folder, card, present[0])
+    package.read()
+    return package
+
+
+def load_network(package: Package) -> Network:
+    """Return the package's network in eval mode, float32; raises ModelError where weights and card disagree."""
+    if package.is_onnx:
+        raise ModelError(f"model {package.folder}: ships {ONNX}, which only the onnx engine runs; set engine: onnx")
+    try:
+        state = load(package.read())
+    except SafetensorError as error:
+        raise ModelError(f"model weights {package.weights} are no safetensors file: {error}") from error
+    network = network_of(package.card)
+    _check_fit(network, state, f"model {package.folder}")
+    network.load_state_dict({name: _widen(value) for name, value in state.items()})
+    return network.eval()
+
+
+def save_package(folder: Path, network: Network, fields: Mapping[str, Any], *, half: bool = False) -> ModelCard:
+    """Write a network as a package; `fields` are the keys of the model card but `sha256`.
+
+    `half` stores weights of two or more dimensions as float16 (they are loaded back as float32); running
+    statistics stay float32, as small variances would vanish. The card is written last, so a package without
+    one was interrupted. Raises ModelError where the card is unsound or describes another network.
+    """
+    state = {name: _narrow(value.detach().cpu(), half) for name, value in network.state_dict().items()}
+    content = save(state)
+    card = _make_card({**fields, "sha256": hashlib.sha256(content).hexdigest()}, str(folder))
+    _check_fit(network_of(card), state, f"model {folder}")
+    _write(folder, SAFETENSORS, content, card)
+    return card
+
+
+def verify_package(folder: Path) -> ModelCard:
+    """Check digest, weights against architecture, and one random patch through the model; raises ModelError."""
+    # engines import this module
+    from pipeline.models.engines import open_segmenter, random_patch
+
+    segmenter = open_segmenter(folder, engine="onnx" if load_package(folder).is_onnx else "torch", device="cpu")
+    segmenter.logits(random_patch(segmenter.card))
+    return segmenter.card
+
+
+def list_packages(root: Path) -> list[Listed]:
+    """Return every folder in and directly below `root` that holds a card, by name; faults are told, not raised."""
+    listed = []
+    for folder in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
+        if (folder / CARD_FILE).is_file():
+            try:
+                listed.append(Listed(folder, read_card(folder)))
+            except ModelError as error:
+                listed.append(Listed(folder, None, str(error)))
+    return listed
+
+
+def import_onnx(onnx_file: Path, card_json: Path, folder: Path) -> ModelCard:
+    """Make a package of an ONNX graph (float32 [N, bands, H, W] -> [N, classes, H, W]) and its card.
+
+    The card may leave `sha256` out; where it has one it must match. A random patch of the card's size is run
+    before anything is written. Raises ModelError where the graph does not do what the card says.
+    """
+    from pipeline.models.engines import OnnxEngine, random_patch
+
+    try:
+        content = onnx_file.read_bytes()
+        fields = json.loads(card_json.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"importing {onnx_file} with card {card_json}: {error}") from error
+    if not isinstance(fields, dict):
+        raise ModelError(f"model card {card_json}: must be a JSON object")
+    digest = hashlib.sha256(content).hexdigest()
+    if fields.get("sha256", digest) != digest:
+        raise ModelError(f"model weights {onnx_file}: sha256 is {digest}, the card {card_json} says {fields['sha256']}")
+    card = _make_card({**fields, "sha256": digest}, str(card_json))
+    OnnxEngine(card, content, str(onnx_file)).logits(random_patch(card))
+    _write(folder, ONNX, content, card)
+    return card
+
+
+def _make_card(fields: dict[str, Any], where: str) -> ModelCard:
+    try:
+        card = ModelCard.model_validate(fields)
+    except ValidationError as error:
+        raise ModelError(f"model card of {where}: {'; '.join(str(error).splitlines()[:4])}") from error
+    if not len(card.scheme):
+        raise ModelError(f"model card of {where}: no classes")
+    return card
+
+
+def _write(folder: Path, name: str, content: bytes, card: ModelCard) -> None:
+    """Write weights, then card, each beside and renamed; raises ModelError where the folder cannot take them."""
+    other = next(file for file in WEIGHTS_FILES if file != name)
+    if (folder / other).exists():
+        raise ModelError(f"model {folder}: holds a {other} already; name another folder or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, content)
+        write_whole(folder / CARD_FILE, (card.model_dump_json(indent=1) + "\n").encode())
+    except OSError as error:
+        raise ModelError(f"model {folder} cannot be written: {error}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to disk and rename it: what exists under `path` is whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_fit(network: Network, state: Mapping[str, torch.Tensor], where: str) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    missing, foreign = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    shapes = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
+    if missing or foreign or shapes:
+        faults = [
+            f"{len(names)} {what} (first {names[0]})"
+            for what, names in (("missing", missing), ("foreign", foreign), ("of another shape", shapes))
+            if names
+        ]
+        raise ModelError(
+            f"{where}: the weights do not fit the card's architecture: {', '.join(faults)}; "
+            "backbone, neck, head, bands and labels of the card must be those of training"
+        )
+
+
+def _narrow(value: torch.Tensor, half: bool) -> torch.Tensor:
+    value = value.contiguous()
+    return value.half() if half and value.is_floating_point() and value.ndim >= 2 else value
+
+
+def _widen(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.dtype == torch.float16 else value

@@ -1,0 +1,167 @@
+"""Is a product sound? Named checks over the six files, for `clearcause inspect` and for tests."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pystac
+from pyogrio.errors import DataLayerError, DataSourceError
+from pystac.errors import STACError, STACValidationError
+from pystac.validation import validate_dict
+from rasterio.errors import RasterioError
+from shapely.errors import ShapelyError
+
+from pipeline.errors import ModelError, ProductError
+from pipeline.labels import LabelScheme
+from pipeline.product import check_rasters, check_vectors, record
+from pipeline.product.stac import checksum
+
+_DAMAGE = (
+    ProductError,
+    ModelError,
+    OSError,
+    sqlite3.Error,
+    DataSourceError,
+    DataLayerError,
+    RasterioError,
+    ShapelyError,
+    STACError,
+    STACValidationError,
+    zlib.error,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+"""What reading a damaged file can raise: each means that the check failed, with the reason as its detail."""
+
+
+_LONGEST = 400  # characters of a detail; schema validators print whole documents
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was looked at, whether it holds, and what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """All checks of one product, in the order they were made."""
+
+    folder: str
+    checks: tuple[Check, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"folder": self.folder, "sound": self.sound, "checks": [asdict(check) for check in self.checks]}
+
+    def __str__(self) -> str:
+        """Return plain lines, one per check, and the verdict."""
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.name:<{width}}  {c.detail}" for c in self.checks]
+        bad = sum(not check.ok for check in self.checks)
+        verdict = "sound" if self.sound else f"not sound: {bad} of {len(self.checks)} checks failed"
+        return "\n".join([*lines, f"{self.folder}: {verdict}"])
+
+
+def inspect_product(folder: Path) -> InspectReport:
+    """Check a product folder; damage of any kind is a failed check, never an exception."""
+    return InspectReport(str(folder), tuple(_checks(folder)))
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    yield _check("run record", lambda: _run_record(folder))
+    yield _check("files", lambda: _files(folder))
+    yield _check("digests", lambda: _digests(folder))
+    scheme = _scheme(folder)
+    if scheme is None:
+        yield Check("label scheme", False, f"{record.RUN_FILE} has no usable `labels`, so nothing more is checked")
+        return
+    database = folder / record.VECTOR_FILE
+    yield _check("GeoPackage", lambda: check_vectors.container(database, scheme))
+    loaded: list[check_vectors.Vectors] = []
+    yield _check("layers and columns", lambda: _load(database, scheme, loaded))
+    for vectors in loaded:
+        for name, function in check_vectors.CHECKS:
+            yield _check(name, partial(function, vectors))
+    for name in (record.DRIVERS_FILE, record.CONFIDENCE_FILE):
+        yield _check(f"COG {name}", partial(check_rasters.cog, folder / name))
+    yield _check("raster values", lambda: check_rasters.values(folder, scheme))
+    yield _check("STAC item", lambda: _item(folder))
+
+
+def _check(name: str, function: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, function())
+    except _DAMAGE as error:
+        text = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        return Check(name, False, f"missing {text}" if isinstance(error, KeyError) else text)
+
+
+def _run_record(folder: Path) -> str:
+    run = record.read_run(folder)
+    if run.get("complete") is False:
+        return "present; the run was incomplete and says so"
+    return "present"
+
+
+def _files(folder: Path) -> str:
+    if not folder.is_dir():
+        raise ProductError(f"{folder}: no such folder")
+    present = {path.name for path in folder.iterdir()}
+    missing = sorted(set(record.PRODUCT_FILES) - present)
+    foreign = sorted(present - set(record.PRODUCT_FILES))
+    if missing or foreign:
+        raise ProductError(f"missing: {', '.join(missing) or 'none'}; foreign: {', '.join(foreign) or 'none'}")
+    return f"{len(present)} files"
+
+
+def _digests(folder: Path) -> str:
+    files = record.read_run(folder)["files"]
+    if not isinstance(files, dict) or set(files) != set(record.PRODUCT_FILES) - {record.RUN_FILE}:
+        raise ProductError(f"{record.RUN_FILE} does not list the digests of the product's files")
+    changed = [name for name, digest in files.items() if record.sha256(folder / name) != digest]
+    if changed:
+        raise ProductError(f"changed since they were written: {', '.join(changed)}")
+    return f"{len(files)} files as they were written"
+
+
+def _scheme(folder: Path) -> LabelScheme | None:
+    try:
+        rows = record.read_run(folder)["labels"]
+        return LabelScheme.from_list(rows) if isinstance(rows, list) else None
+    except (ProductError, ModelError, KeyError, TypeError):
+        return None
+
+
+def _load(path: Path, scheme: LabelScheme, into: list[check_vectors.Vectors]) -> str:
+    into.append(check_vectors.load(path, scheme))
+    return check_vectors.columns(into[0])
+
+
+def _item(folder: Path) -> str:
+    data = json.loads((folder / record.ITEM_FILE).read_text(encoding="utf-8"))
+    validate_dict(data, pystac.STACObjectType.ITEM, data["stac_version"], extensions=[])
+    described = {asset["href"].removeprefix("./"): asset for asset in data["assets"].values()}
+    expected = set(record.PRODUCT_FILES) - {record.ITEM_FILE}
+    if set(described) != expected:
+        raise ProductError(f"assets are {sorted(described)} instead of {sorted(expected)}")
+    for name in sorted(expected - {record.RUN_FILE}):
+        if described[name]["file:checksum"] != checksum(record.sha256(folder / name)):
+            raise ProductError(f"file:checksum of {name} is not that of the file")
+    return f"STAC {data['stac_version']}, {len(described)} assets"

@@ -1,0 +1,127 @@
+"""A static map of a product as one inline SVG: events as a small picture, unit borders as paths over it."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import rasterio.shutil
+import shapely
+from affine import Affine
+from rasterio.features import rasterize
+from rasterio.io import MemoryFile
+
+from pipeline.product.styles import Category
+
+_LONG_SIDE = 1400  # pixels of the picture; the page shows it at about half that size, so it stays sharp in print
+_MOST_LABELS = 40
+_KILOMETRES_PER_DEGREE = 111.32
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Extent in degrees and size in pixels of a map drawn with the right proportions at its middle latitude."""
+
+    west: float
+    south: float
+    east: float
+    north: float
+    width: int
+    height: int
+
+    @property
+    def transform(self) -> Affine:
+        """Return pixel to degrees."""
+        across, down = (self.east - self.west) / self.width, (self.north - self.south) / self.height
+        return Affine(across, 0, self.west, 0, -down, self.north)
+
+    def scale_bar(self) -> tuple[float, float]:
+        """Return length in pixels and in kilometres of a round distance, about a fifth of the width."""
+        latitude = np.radians((self.south + self.north) / 2)
+        total = (self.east - self.west) * _KILOMETRES_PER_DEGREE * float(np.cos(latitude))
+        power = 10.0 ** np.floor(np.log10(total / 5))
+        kilometres = float(max(k for k in (1, 2, 5) if k * power <= total / 5 * 1.0000001) * power)
+        return kilometres / total * self.width, kilometres
+
+
+def frame_of(*layers: gpd.GeoDataFrame) -> Frame | None:
+    """Return the frame of the first layers that hold anything (EPSG:4326), with a margin; None where nothing does."""
+    boxes = [layer.geometry.dropna().total_bounds for layer in layers]
+    boxes = [box for box in boxes if np.isfinite(box).all()]
+    if not boxes:
+        return None
+    west, south = np.min([box[:2] for box in boxes], axis=0)
+    east, north = np.max([box[2:] for box in boxes], axis=0)
+    margin = max(east - west, north - south, 1e-3) * 0.03
+    west, south, east, north = west - margin, south - margin, east + margin, north + margin
+    aspect = (east - west) * max(float(np.cos(np.radians((south + north) / 2))), 0.05) / (north - south)
+    width, height = (_LONG_SIDE, _LONG_SIDE / aspect) if aspect >= 1 else (_LONG_SIDE * aspect, _LONG_SIDE)
+    return Frame(west, south, east, north, max(int(width), 40), max(int(height), 40))
+
+
+def picture(events: gpd.GeoDataFrame, categories: tuple[Category, ...], frame: Frame) -> str:
+    """Return the events as a palette PNG in a data URI; hatched categories get diagonal stripes.
+
+    Small events are drawn as at least one pixel, last the smallest, so that none is hidden.
+    """
+    canvas = np.zeros((frame.height, frame.width), np.uint8)
+    codes = event_codes(events, categories)
+    order = np.argsort(-events["area_ha"].to_numpy(float), kind="stable")
+    shapes = [(g, int(c)) for g, c in zip(events.geometry.array[order], codes[order], strict=True) if c and g]
+    if shapes:
+        rasterize(shapes, out=canvas, transform=frame.transform, all_touched=True)
+    hatched = [k for k, category in enumerate(categories, 1) if category.pattern == "hatch"]
+    rows, columns = np.indices(canvas.shape, dtype=np.int32)
+    canvas[np.isin(canvas, hatched) & ((rows + columns) % 6 >= 3)] = 255
+    palette = {k: (*category.rgb, 255) for k, category in enumerate(categories, 1)}
+    image = _png(canvas, {**palette, 255: (255, 255, 255, 255)}, frame.transform)
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def event_codes(events: gpd.GeoDataFrame, categories: tuple[Category, ...]) -> np.ndarray:
+    """Return 1 + index of each event's category, 0 where none fits."""
+    codes = np.zeros(len(events), np.uint8)
+    for k, category in enumerate(categories, 1):
+        fits = [(events[name] == value).fillna(False).to_numpy(bool) for name, value in category.conditions]
+        codes[np.logical_and.reduce(fits)] = k
+    return codes
+
+
+def borders(layer: gpd.GeoDataFrame, frame: Frame) -> str:
+    """Return SVG path data of the borders, simplified to about half a pixel; rings below a pixel are left out."""
+    shapes = np.asarray(layer.geometry.dropna().array)
+    rings = shapely.get_rings(shapes)
+    rings = shapely.transform(rings, lambda points: _pixels(points, frame))
+    rings = shapely.simplify(rings, 0.5, preserve_topology=False)
+    box = shapely.bounds(rings)
+    big = rings[np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]) >= 1] if len(rings) else rings
+    return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in shapely.get_coordinates(ring)) + "Z" for ring in big)
+
+
+def labels(units: gpd.GeoDataFrame, frame: Frame) -> list[tuple[float, float, str]]:
+    """Return (x, y, name) of the units with most loss, at a point inside each."""
+    known = units[units.geometry.notna()].nlargest(_MOST_LABELS, "loss_ha")
+    points = shapely.point_on_surface(np.asarray(known.geometry.array))
+    places = _pixels(shapely.get_coordinates(points), frame)
+    return [(round(x, 1), round(y, 1), str(name)) for (x, y), name in zip(places, known["unit_name"], strict=True)]
+
+
+def _pixels(points: np.ndarray, frame: Frame) -> np.ndarray:
+    return np.column_stack(~frame.transform @ (points[:, 0], points[:, 1]))
+
+
+def _png(canvas: np.ndarray, palette: dict[int, tuple[int, ...]], transform: Affine) -> bytes:
+    """Return a palette PNG; index 0 is transparent."""
+    height, width = canvas.shape
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=width, height=height, count=1, dtype="uint8", nodata=0, transform=transform
+        ) as source:
+            source.write(canvas, 1)
+            source.write_colormap(1, {0: (255, 255, 255, 0), **palette})
+        with MemoryFile(ext=".png") as target:
+            with memory.open() as source:
+                rasterio.shutil.copy(source, target.name, driver="PNG", ZLEVEL="9")
+            return bytes(target.read())

@@ -1,0 +1,146 @@
+"""Class codes and confidences as Cloud Optimized GeoTIFFs, compared with their sources after writing."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what rasterio.shutil.copy raises; it has no public name
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from pipeline.errors import ProductError
+from pipeline.labels import NO_DATA, LabelScheme
+from pipeline.product.record import staged
+
+_WINDOW = 2048
+_TILE = 512
+
+
+@dataclass(frozen=True)
+class Band:
+    """How a uint8 band is described: `colours` code to #rrggbb, `tags` name to text; `overviews` a GDAL method."""
+
+    description: str
+    overviews: str
+    colours: dict[int, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def drivers_band(scheme: LabelScheme) -> Band:
+    """Return the description of `drivers.tif`: colour table and class titles of the scheme."""
+    colours = {item.code: item.colour for item in scheme}
+    tags = {f"class_{item.code}": item.title for item in scheme}
+    return Band("Driver of forest loss (class code)", "MODE", colours, {**tags, "class_255": "no data"})
+
+
+def confidence_band() -> Band:
+    """Return the description of `confidence.tif`: percent."""
+    return Band("Confidence of the driver (percent)", "NEAREST", tags={"units": "percent"})
+
+
+def write_cog(source: Path, target: Path, band: Band) -> None:
+    """Write a single-band uint8 GeoTIFF (255 = no data) as a COG (deflate, 512 tiles, overviews), windowed.
+
+    Raises:
+        ProductError: the disk is full or GDAL fails; names the target. GDAL does not report a full disk at close,
+            so the result is decoded again and compared with the source.
+    """
+    with staged(target) as temporary:
+        try:
+            with rasterio.open(_described(source, band)) as virtual:
+                rasterio.shutil.copy(
+                    virtual,
+                    temporary,
+                    driver="COG",
+                    COMPRESS="DEFLATE",
+                    BLOCKSIZE=str(_TILE),
+                    OVERVIEWS="IGNORE_EXISTING",
+                    OVERVIEW_RESAMPLING=band.overviews,
+                )
+            decode_tiles(temporary)
+            _compare(source, temporary)
+        except (RasterioError, CPLE_BaseError, zlib.error, ProductError) as error:
+            raise ProductError(f"{target}: could not be written whole ({error}); check the free space") from error
+
+
+def windows(width: int, height: int) -> Iterator[Window]:
+    """Yield windows of at most 2048 x 2048 pixels that cover a raster of `width` x `height`, so memory stays flat."""
+    for row in range(0, height, _WINDOW):
+        for column in range(0, width, _WINDOW):
+            yield Window(column, row, min(_WINDOW, width - column), min(_WINDOW, height - row))
+
+
+def decode_tiles(path: Path) -> int:
+    """Inflate every tile of a deflate GeoTIFF, overviews too, and return their number.
+
+    GDAL does not check the deflate checksum and accepts damaged tiles silently; zlib refuses them.
+
+    Raises:
+        ProductError: a tile is missing, cut short or of the wrong length.
+        zlib.error: a tile is damaged.
+        RasterioError: the file cannot be opened.
+    """
+    count = 0
+    with rasterio.open(path) as dataset:
+        levels = [None, *range(len(dataset.overviews(1)))]
+    with path.open("rb") as file:
+        for level in levels:
+            with rasterio.open(path, **({} if level is None else {"overview_level": level})) as dataset:
+                rows, columns = dataset.block_shapes[0]
+                across, down = -(-dataset.width // columns), -(-dataset.height // rows)
+            with rasterio.open(path) as dataset:
+                for row, column in np.ndindex(down, across):
+                    place = [
+                        dataset.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1, ovr=level)
+                        for what in ("OFFSET", "SIZE")
+                    ]
+                    if None in place:
+                        raise ProductError(f"tile {column},{row} of level {level} is missing")
+                    file.seek(int(place[0]))
+                    if len(zlib.decompress(file.read(int(place[1])))) != rows * columns:
+                        raise ProductError(f"tile {column},{row} of level {level} has the wrong length")
+                    count += 1
+    return count
+
+
+def _described(source: Path, band: Band) -> str:
+    """Return a GDAL virtual raster (XML) that adds description, tags and colours to `source` without copying it."""
+    with rasterio.open(source) as dataset:
+        if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.nodata != NO_DATA:
+            raise ProductError(f"{source}: must be one uint8 band with nodata {NO_DATA}")
+        root = ET.Element("VRTDataset", rasterXSize=str(dataset.width), rasterYSize=str(dataset.height))
+        ET.SubElement(root, "SRS").text = dataset.crs.to_wkt()
+        ET.SubElement(root, "GeoTransform").text = ", ".join(map(repr, dataset.transform.to_gdal()))
+    item = ET.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    ET.SubElement(item, "Description").text = band.description
+    metadata = ET.SubElement(item, "Metadata")
+    for key, value in band.tags.items():
+        ET.SubElement(metadata, "MDI", key=key).text = value
+    ET.SubElement(item, "NoDataValue").text = str(NO_DATA)
+    if band.colours:
+        ET.SubElement(item, "ColorInterp").text = "Palette"
+        table = ET.SubElement(item, "ColorTable")
+        for code in range(256):
+            colour = band.colours.get(code, "#000000")
+            parts = {f"c{k}": str(int(colour[2 * k - 1 : 2 * k + 1], 16)) for k in (1, 2, 3)}
+            ET.SubElement(table, "Entry", {**parts, "c4": "255" if code in band.colours else "0"})
+    simple = ET.SubElement(item, "SimpleSource")
+    ET.SubElement(simple, "SourceFilename", relativeToVRT="0").text = str(source.resolve())
+    ET.SubElement(simple, "SourceBand").text = "1"
+    return ET.tostring(root, encoding="unicode")
+
+
+def _compare(source: Path, written: Path) -> None:
+    with rasterio.open(source) as given, rasterio.open(written) as found:
+        if (given.shape, given.transform, given.crs) != (found.shape, found.transform, found.crs):
+            raise ProductError("its grid differs from that of the source")
+        for window in windows(given.width, given.height):
+            if not np.array_equal(given.read(1, window=window), found.read(1, window=window)):
+                raise ProductError(f"pixels of {window} differ from the source")

@@ -1,0 +1,109 @@
+"""Layer styles (QML for QGIS 3.22 and newer, SLD 1.1) generated from the label scheme: one source of truth.
+
+The same categories draw the map and the legend of the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.labels import LabelScheme
+from pipeline.product.layers import Column, Layer
+
+NO_IMAGERY_COLOUR = "#9e9e9e"
+FAILED_COLOUR = "#4a2c3a"
+NO_LOSS_COLOUR = "#f2f2ee"
+_STATUS_TITLES = {"no_imagery": ("No clear imagery", NO_IMAGERY_COLOUR), "failed": ("Failed", FAILED_COLOUR)}
+
+
+@dataclass(frozen=True)
+class Category:
+    """One legend entry: `value` of the style's expression, the column conditions that mean the same, and its look."""
+
+    value: str
+    title: str
+    colour: str
+    conditions: tuple[tuple[str, str], ...]
+    pattern: Literal["solid", "hatch", "outline"] = "solid"
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Return the colour as three numbers 0..255."""
+        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+
+
+@dataclass(frozen=True)
+class LayerStyle:
+    """The default style of one layer: `qml` and `sld` documents."""
+
+    layer: str
+    qml: str
+    sld: str
+
+
+def event_categories(scheme: LabelScheme) -> tuple[Category, ...]:
+    """Return the legend of `events`: each driver, each driver uncertain (hatched), no imagery (grey), failed."""
+    sure = [_driver(item.name, item.title, item.colour) for item in scheme]
+    unsure = [
+        Category(
+            f"uncertain:{item.name}",
+            f"{item.title}, uncertain",
+            item.colour,
+            (("status", "uncertain"), ("driver", item.name)),
+            "hatch",
+        )
+        for item in scheme
+    ]
+    rest = [Category(f"status:{k}", t, c, (("status", k),)) for k, (t, c) in _STATUS_TITLES.items()]
+    return (*sure, *unsure, *rest)
+
+
+def styles(layers: tuple[Layer, ...], scheme: LabelScheme) -> list[LayerStyle]:
+    """Return one default style for each layer with a geometry."""
+    return [_render(layer, *_rules(layer.name, scheme)) for layer in layers if layer.geometry]
+
+
+def _driver(name: str, title: str, colour: str) -> Category:
+    return Category(f"driver:{name}", title, colour, (("status", "classified"), ("driver", name)))
+
+
+def _rules(layer: str, scheme: LabelScheme) -> tuple[str, tuple[Category, ...]]:
+    """Return the QGIS expression that a layer is categorised by, and its categories."""
+    if layer == "events":
+        expression = (
+            "CASE WHEN \"status\" = 'classified' THEN 'driver:' || \"driver\" "
+            "WHEN \"status\" = 'uncertain' THEN 'uncertain:' || \"driver\" ELSE 'status:' || \"status\" END"
+        )
+        return expression, event_categories(scheme)
+    if layer == "scenes":
+        used = Category("1", "Used", "#2166ac", (("used", "1"),), "outline")
+        return 'if("used", 1, 0)', (used, Category("0", "Not used", "#b2182b", (("used", "0"),), "outline"))
+    if layer == "blocks":
+        failed = Category("failed", "Failed", "#b2182b", (("status", "failed"),), "hatch")
+        return "status", (failed, Category("", "Done", "#777777", (), "outline"))
+    column = "driver" if layer == "patches" else "dominant_driver"
+    drivers = tuple(Category(c.name, c.title, c.colour, ((column, c.name),)) for c in scheme)
+    return column, (*drivers, Category("", "No driver known", NO_LOSS_COLOUR, ()))
+
+
+def _render(layer: Layer, expression: str, categories: tuple[Category, ...]) -> LayerStyle:
+    fields: tuple[Column, ...] = layer.columns
+    values = {"layer": layer, "expression": expression, "categories": categories, "fields": fields}
+    environment = _environment()
+    qml = environment.get_template("style.qml").render(values)
+    return LayerStyle(layer.name, qml, environment.get_template("style.sld").render(values))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("pipeline.product"),
+        autoescape=True,  # the templates are XML: every title and name is escaped
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

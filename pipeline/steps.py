@@ -1,0 +1,405 @@
+"""The stages of a run with their files: name what is made, read what it needs, call the pure functions, commit.
+
+`graph.py` strings them together; nothing here knows Prefect, and Dask only as an executor that was handed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import plan as planning
+from pipeline.artifacts import code_digest, digest, replace_folder, stamp, write_json
+from pipeline.blocks import BlockRecord, BlockTask, checkpoint_name, compute_block, found_block
+from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
+from pipeline.config import Compute, RunConfig
+from pipeline.errors import ConfigError, IncompleteError, ModelError, OutputError
+from pipeline.grid import make_grid, read_region
+from pipeline.lattice import PatchLayout
+from pipeline.ledger import Ledger, drive
+from pipeline.models.card import ModelCard, read_card
+from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
+
+if TYPE_CHECKING:
+    from pipeline.product.write import ProductInputs
+
+LEDGER_FILE = "ledger.json"
+Progress = Callable[[BlockRecord], None]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where blocks are computed: a `concurrent.futures` executor, how many blocks at once, and its name."""
+
+    executor: Executor
+    slots: int
+    name: str
+
+
+PoolFactory = Callable[[Compute], AbstractContextManager[Pool]]
+
+
+@contextmanager
+def thread_pool(compute: Compute) -> Iterator[Pool]:
+    """The plain executor: threads of this process, one block each."""
+    slots = 1 if compute.workers == "auto" else compute.workers
+    with ThreadPoolExecutor(slots, "block") as executor:
+        yield Pool(executor, slots, f"{slots} thread{'s' if slots > 1 else ''} of this process")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run as asked for: the configuration, which blocks (all by default), and what may be left out."""
+
+    config: RunConfig
+    blocks: tuple[str, ...] = ()
+    allow_incomplete: bool = False
+    replan: bool = False
+    pool: PoolFactory = field(default=thread_pool, compare=False)
+    progress: Progress = field(default=lambda _: None, compare=False)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the run's state."""
+        return self.config.work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` current, published, or partial (only some blocks were asked for), and the counts."""
+
+    status: str
+    product: Path
+    counts: dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+def plan_run(request: Request) -> Plan:
+    """Plan the run, or read the frozen plan where nothing it was made from has changed.
+
+    Raises:
+        InputError: when the configuration, the loss, the model or the catalog cannot work.
+    """
+    config, work = request.config, request.work
+    card = _checked_model(config)
+    inputs = planning.fingerprint(_inputs(config, card))
+    frozen = work / PLAN_FILE
+    if frozen.is_file() and not request.replan:
+        plan = planning.read_plan(work)
+        if plan.inputs == inputs:
+            return plan
+    work.mkdir(parents=True, exist_ok=True)
+    frozen.unlink(missing_ok=True)
+    plan = _make_plan(config, card, inputs)
+    plan.save(work)
+    return plan
+
+
+def _checked_model(config: RunConfig) -> ModelCard:
+    from pipeline.models.package import load_package
+
+    card = load_package(config.model).card
+    if config.tiling.patch != card.patch.size:
+        raise ConfigError(f"tiling.patch {config.tiling.patch}: model {card.name} sees patches of {card.patch.size}; set that")
+    return card
+
+
+def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
+    """Everything a plan depends on: the configuration less what cannot change results, local files, model and code."""
+    tree = config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})
+    files = [Path(config.loss.source), *([config.region.aoi] if isinstance(config.region.aoi, Path) else [])]
+    files += [unit.path for unit in config.region.units] + [overlay.path for overlay in config.overlays]
+    source = Path(config.imagery.source)
+    if source.is_dir():
+        files += sorted(path for path in source.rglob("*") if path.is_file())
+    elif source.is_file():
+        files.append(source)
+    return {"config": tree, "files": [stamp(path) for path in files], "model": _model_digest(card), "code": code_digest()}
+
+
+def _model_digest(card: ModelCard) -> str:
+    return digest(card.model_dump(mode="json"))
+
+
+def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
+    from pipeline.catalog.open import open_catalog
+    from pipeline.events import burn_events
+    from pipeline.loss import LossParams, read_loss
+
+    aoi = read_region(config.region.aoi)
+    loss = LossParams(config.loss.years, config.loss.min_area_ha, config.loss.year_column, config.loss.layer)
+    found = read_loss(config.loss.source, aoi, loss, config.work)
+    grid = make_grid(aoi, config.grid.crs, config.grid.resolution, config.grid.block)
+    layout = PatchLayout(config.tiling.mode, config.tiling.patch, config.tiling.stride)
+    labels = config.work / LABELS_FILE
+    burned = burn_events(found.events, grid, labels)
+    events = found.events.assign(
+        pixels=burned.pixels, **{name: burned.bounds[:, k] for k, name in enumerate(("row0", "col0", "row1", "col1"))}
+    )
+    events.to_parquet(config.work / EVENTS_FILE)
+    blocks = planning.find_blocks(events, grid, labels, layout)
+    catalog = open_catalog(config.imagery.source, config.imagery.collections, Path())
+    scenes, refused = planning.ask_catalog(catalog, aoi, config.loss.years, config.imagery)
+    fit, unfit = _check_scenes(scenes, card)
+    areas = planning.loss_areas(blocks, grid, layout, config.loss.years)
+    chosen, left = planning.choose_scenes(fit, areas, config.imagery)
+    return Plan(
+        inputs=inputs,
+        region=config.region.name,
+        years=config.loss.years,
+        aoi=aoi.wkt,
+        grid=grid,
+        layout=layout,
+        model=_model_digest(card),
+        bands=card.bands,
+        event_count=len(events),
+        event_ha=float(events["area_ha"].sum()),
+        below_count=found.below_count,
+        below_ha=found.below_ha,
+        loss=digest([found.description, list(events["event_id"]), burned.pixels.tolist()]),
+        scenes={s.id: s for group in chosen.values() for s in group},
+        refused=tuple(sorted([*refused, *unfit, *left], key=lambda r: r.scene_id)),
+        blocks=tuple(planning.plan_block(part, chosen, grid, layout) for part in blocks.values()),
+        warnings=tuple(_warnings(config, card, chosen, burned.pixels)),
+    )
+
+
+def _check_scenes(scenes: list[Scene], card: ModelCard) -> tuple[list[Scene], list[Refusal]]:
+    """Set aside what cannot serve this model; raises ModelError when that is every scene, for want of a band."""
+    from pipeline.catalog.check import check_scene
+
+    reasons = {scene.id: check_scene(scene, card.bands) for scene in scenes}
+    refused = [
+        Refusal(s.id, reason, s.datetime, s.cloud_cover, s.footprint) for s in scenes if (reason := reasons[s.id])
+    ]
+    lacking = [band for band in card.bands if scenes and all(band not in s.assets for s in scenes)]
+    if lacking:
+        raise ModelError(
+            f"model {card.name}: wants band {lacking[0]}, which none of the {len(scenes)} scenes has; "
+            "choose a model for the bands at hand, or scenes with that band"
+        )
+    return [scene for scene in scenes if not reasons[scene.id]], refused
+
+
+def _warnings(config: RunConfig, card: ModelCard, chosen: dict[int, list[Scene]], pixels: Any) -> list[str]:
+    """What a reader of the product must know about how it was made."""
+    out = []
+    used = {scene.id: scene for group in chosen.values() for scene in group}.values()
+    if abs(config.grid.resolution / card.patch.resolution - 1) > 0.1:
+        out.append(f"grid.resolution {config.grid.resolution:g} differs from the model's {card.patch.resolution:g}")
+    if (config.tiling.patch, config.tiling.stride) != (card.patch.size, card.patch.stride):
+        out.append(
+            f"tiling: patch {config.tiling.patch} with stride {config.tiling.stride}, "
+            f"the model was judged with {card.patch.size} and {card.patch.stride}"
+        )
+    out += [f"scene {s.id}: no QA_PIXEL, so masked by fill only; clouds count as ground" for s in used if QA_PIXEL not in s.assets]
+    out += [f"loss year {year}: no scene can serve; its events end as no_imagery" for year, group in chosen.items() if not group]
+    unseen = int((pixels == 0).sum())
+    if unseen:
+        out.append(f"{unseen} events are smaller than a pixel of the run's grid and share it with others: no_imagery")
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- fetch
+
+
+def fetch_scenes(request: Request, plan: Plan) -> int:
+    """Make sure that every file the plan names is at hand, and that there is room to work; returns the number of files.
+
+    Raises:
+        ConfigError: a file that was there when the plan was made is gone.
+        OutputError: too little free space.
+    """
+    hrefs = [asset.href for scene in plan.scenes.values() for asset in scene.assets.values()]
+    for href in hrefs:
+        if "://" not in href and not Path(href).is_file():
+            raise ConfigError(f"imagery.source: {href} was there when the plan was made and is gone; run with --replan")
+    pixels = sum(b.block.height * b.block.width for b in plan.blocks)
+    need = 20_000_000 + pixels // 2 + plan.event_count * 4_000
+    free = shutil.disk_usage(request.work).free
+    if free < need:
+        raise OutputError(f"output.dir {request.work}: {free >> 20} MB free, about {need >> 20} MB needed")
+    return len(hrefs)
+
+
+# ---------------------------------------------------------------------------------------------- predict
+
+
+def predict_blocks(request: Request, plan: Plan) -> Ledger:
+    """Compute every block that has no checkpoint yet; the ledger says how each of them ended.
+
+    Raises:
+        ConfigError: --blocks names a block that the plan does not have.
+    """
+    wanted = _wanted(request, plan)
+    ledger = Ledger()
+    missing = []
+    for planned in wanted:
+        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned)
+        if checkpoint.exists():
+            ledger.records[planned.block.id] = found_block(checkpoint, planned.block.id)
+        else:
+            missing.append(planned.block.id)
+    if missing:
+        compute = request.config.compute
+        _prepare_engine(request.config)
+        tasks = [
+            BlockTask(request.work, plan.inputs, block, request.config.model, compute.engine, compute.precision)
+            for block in missing
+        ]
+        with request.pool(compute) as pool:
+            driven = drive(tasks, compute_block, pool.executor, pool.slots, request.progress)
+        ledger.records.update(driven.records)
+        ledger.excluded.update(driven.excluded)
+        if ledger.excluded:
+            return _without(request, plan, ledger)
+    _save_ledger(request, ledger)
+    return ledger
+
+
+def _without(request: Request, plan: Plan, ledger: Ledger) -> Ledger:
+    """Take the unreadable scenes out of the frozen plan and compute again what had used them."""
+    refused = [_refused(plan.scenes[s], f"unreadable: {reason}") for s, reason in ledger.excluded.items()]
+    thinner = planning.without_scenes(plan, refused)
+    thinner.save(request.work)
+    return predict_blocks(dataclasses.replace(request, replan=False), thinner)
+
+
+def _refused(scene: Scene, reason: str) -> Refusal:
+    return Refusal(scene.id, reason, scene.datetime, scene.cloud_cover, scene.footprint)
+
+
+def _wanted(request: Request, plan: Plan) -> list[planning.PlannedBlock]:
+    known = {planned.block.id: planned for planned in plan.blocks}
+    for block in request.blocks:
+        if block not in known:
+            some = ", ".join(list(known)[:5]) or "none: there is no loss"
+            raise ConfigError(f"--blocks {block}: the plan has no such block with loss; it has {some} ...")
+    return [known[block] for block in request.blocks] if request.blocks else list(plan.blocks)
+
+
+def _prepare_engine(config: RunConfig) -> None:
+    """Export the network once, here, so that CPU workers only find it; GPU workers run torch and need none."""
+    from pipeline.models.engines import segmenter_for_worker
+
+    if config.compute.engine != "torch":
+        segmenter_for_worker(config.model, config.compute.engine, "auto", config.compute.precision)
+
+
+def _save_ledger(request: Request, ledger: Ledger) -> None:
+    write_json(
+        request.work / LEDGER_FILE,
+        {"excluded": ledger.excluded, "blocks": [dataclasses.asdict(r) for r in ledger.records.values()]},
+    )
+
+
+# ---------------------------------------------------------------------------------------------- merge and publish
+
+
+def merge_blocks(request: Request, ledger: Ledger) -> ProductInputs | None:
+    """Put the blocks together; None where only some blocks were asked for and others are still to come.
+
+    Raises:
+        IncompleteError: blocks failed and the request does not allow an incomplete product.
+    """
+    from pipeline.assemble import assemble
+
+    plan = planning.read_plan(request.work)
+    records = dict(ledger.records)
+    for planned in plan.blocks:
+        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned)
+        if planned.block.id not in records and checkpoint.exists():
+            records[planned.block.id] = found_block(checkpoint, planned.block.id)
+    absent = [p.block.id for p in plan.blocks if p.block.id not in records]
+    failed = [r for r in records.values() if r.status == "failed"]
+    if failed and not request.allow_incomplete:
+        first = failed[0]
+        raise IncompleteError(
+            f"{len(failed)} of {len(plan.blocks)} blocks failed and the product was withheld; first: {first.block}: "
+            f"{first.reason}. Run again to retry, or with --allow-incomplete to publish without them"
+        )
+    if absent and not request.allow_incomplete:
+        return None
+    return assemble(request, plan, records)
+
+
+def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
+    """Write the product beside its place and swap it in when it is whole."""
+    from pipeline.product.write import write_product
+
+    final = request.config.output.dir
+    beside = request.work / "product"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        write_product(inputs, beside)
+        replace_folder(beside, final)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(request.work / "merged", ignore_errors=True)
+    return Outcome("published", final, dict(inputs.run["counts"]))  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------------------------------- rerun
+
+
+def product_digest(plan: Plan) -> str:
+    """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
+    root = Path(__file__).parent
+    code = digest([path.read_bytes().hex() for path in sorted((root / "product").rglob("*.py"))])
+    return digest([plan.inputs, sorted(plan.scenes), code])
+
+
+def current(request: Request, plan: Plan) -> Outcome | None:
+    """The outcome of an earlier run if its product is whole and nothing has changed since."""
+    record = request.config.output.dir / "run.json"
+    if not record.is_file():
+        return None
+    run = json.loads(record.read_text(encoding="utf-8"))
+    if run.get("digest") != product_digest(plan) or not run.get("complete"):
+        return None
+    return Outcome("current", request.config.output.dir, run["counts"])
+
+
+def partial(request: Request, ledger: Ledger) -> Outcome:
+    """The outcome of a run that was asked for some blocks only."""
+    plan = planning.read_plan(request.work)
+    return Outcome("partial", request.work, {"blocks": len(plan.blocks), "computed": len(ledger.records)})
+
+
+def check_output(config: RunConfig) -> None:
+    """Refuse an output folder that holds files of someone else, or a place that cannot be written.
+
+    Raises:
+        OutputError: naming the folder.
+    """
+    folder = config.output.dir
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output.dir {folder}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
+        raise OutputError(f"output.dir {folder}: holds files that are not a product of Clearcause; name an empty folder")
+    try:
+        config.work.mkdir(parents=True, exist_ok=True)
+        probe = config.work / ".writable"
+        probe.write_bytes(b"1" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"output.dir {config.work}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result."""
+    names = ("clearcause", "torch", "torchgeo", "onnxruntime", "rasterio", "geopandas", "shapely", "pyproj", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

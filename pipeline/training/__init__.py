@@ -1,0 +1,1 @@
+"""Training, calibration and judging of driver models."""
