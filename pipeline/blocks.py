@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.lattice import Patch, lattice_window
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, Plan, PlannedBlock, read_plan
 
 _TILE = 512
+_GDAL_CACHE_MB = 256
 RASTERS, SUMS, IMAGES, META = "rasters.npz", "sums.parquet", "images.parquet", "block.json"
 
 
@@ -195,20 +197,27 @@ def _fill_composite(
     scenes = [plan.scenes[s] for s in scene_ids]
     if not scenes or not patches:
         return []
-    with LandsatScenes(scenes, plan.grid, plan.grid.window(row0, col0, height, width), plan.bands) as dataset:
-        for top in range(0, height, _TILE):
-            for left in range(0, width, _TILE):
-                h, w = min(_TILE, height - top), min(_TILE, width - left)
-                if not any(_meets(p, plan.layout.size, row0 + top, col0 + left, h, w) for p in patches):
-                    continue
-                stack = dataset.read(top, left, h, w)
-                image[:, top : top + h, left : left + w], _ = median_composite(stack)
-                part = _loss_of(loss, block, row0 + top, col0 + left, h, w)
-                for scene, observed in zip(scene_ids, ~np.isnan(stack[:, 0]), strict=True):
-                    labels, counts = np.unique(part[observed & (part > 0)], return_counts=True)
-                    for label, count in zip(labels, counts, strict=True):
-                        seen[int(label) - 1, scene] = seen.get((int(label) - 1, scene), 0) + int(count)
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB), LandsatScenes(scenes, plan.grid, plan.bands) as dataset:
+        for top, left, h, w in _tiles(row0, col0, height, width):
+            if not any(_meets(p, plan.layout.size, top, left, h, w) for p in patches):
+                continue
+            stack = dataset.read(top, left, h, w)
+            inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)
+            image[:, *inside], _ = median_composite(stack)
+            part = _loss_of(loss, block, top, left, h, w)
+            for scene, observed in zip(scene_ids, ~np.isnan(stack[:, 0]), strict=True):
+                labels, counts = np.unique(part[observed & (part > 0)], return_counts=True)
+                for label, count in zip(labels, counts, strict=True):
+                    seen[int(label) - 1, scene] = seen.get((int(label) - 1, scene), 0) + int(count)
     return [(event, scene, count) for (event, scene), count in sorted(seen.items())]
+
+
+def _tiles(row0: int, col0: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a window into tiles (row, column, height, width) along multiples of _TILE of the run's grid."""
+    for top in range(row0 // _TILE * _TILE, row0 + height, _TILE):
+        for left in range(col0 // _TILE * _TILE, col0 + width, _TILE):
+            r0, c0 = max(top, row0), max(left, col0)
+            yield r0, c0, min(top + _TILE, row0 + height) - r0, min(left + _TILE, col0 + width) - c0
 
 
 def _meets(patch: Patch, size: int, top: int, left: int, height: int, width: int) -> bool:

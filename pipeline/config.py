@@ -101,7 +101,7 @@ class Tiling(Section):
     """How patches are laid: `grid` = one lattice over the run, `events` = centred on events; sizes in pixels."""
 
     mode: Literal["grid", "events"] = "grid"
-    patch: int = Field(256, ge=32, multiple_of=32)
+    patch: int = Field(256, ge=32, le=1024, multiple_of=32)
     overlap: int = Field(64, ge=0)
 
     @model_validator(mode="after")

@@ -32,8 +32,11 @@ from pipeline.grid import RunGrid, reproject
 
 NOT_CLEAR = 0b111111
 """QA_PIXEL bits 0-5: fill, dilated cloud, cirrus, cloud, cloud shadow, snow (Landsat Collection 2, LSDS-1619)."""
+MARGIN = 1024
+"""Pixels around the run's grid that may be read: no patch reaches further out."""
 _QA_FILL = 1
 _ALIGNED = 1e-4
+_TOLERANCE = 0.01
 
 
 def clear_mask(qa: np.ndarray) -> np.ndarray:
@@ -51,9 +54,10 @@ class LandsatScenes(GeoDataset):  # type: ignore[misc]
         SceneError: from construction or reading, when a scene's file cannot be read.
     """
 
-    def __init__(self, scenes: Sequence[Scene], grid: RunGrid, window: GeoBox, bands: Sequence[str]) -> None:
-        """Open the scenes' files for a window of the grid; close them with `close` or a with statement."""
-        self.scenes, self.grid, self.window, self.bands = tuple(scenes), grid, window, tuple(bands)
+    def __init__(self, scenes: Sequence[Scene], grid: RunGrid, bands: Sequence[str]) -> None:
+        """Open the scenes' files; close them with `close` or a with statement."""
+        self.scenes, self.grid, self.bands = tuple(scenes), grid, tuple(bands)
+        self.window = grid.window(-MARGIN, -MARGIN, grid.height + 2 * MARGIN, grid.width + 2 * MARGIN)
         self._res = (grid.resolution, grid.resolution)
         footprints = [reproject(shapely.from_wkt(s.footprint), "EPSG:4326", grid.crs) for s in self.scenes]
         times = pd.to_datetime([s.datetime for s in self.scenes], utc=True).tz_localize(None)
@@ -82,16 +86,19 @@ class LandsatScenes(GeoDataset):  # type: ignore[misc]
     def __getitem__(self, query: Any) -> dict[str, Any]:
         """Read all scenes of the dataset over a window [x, y] (pixel-aligned slices of the grid)."""
         x, y, _ = self._disambiguate_slice(query)
-        box = self.window
-        col0, row0 = (round(v) for v in ~box.affine @ (x.start, y.stop))
-        col1, row1 = (round(v) for v in ~box.affine @ (x.stop, y.start))
+        inverse = ~self.grid.geobox.affine
+        col0, row0 = (round(v) for v in inverse @ (x.start, y.stop))
+        col1, row1 = (round(v) for v in inverse @ (x.stop, y.start))
         return {"image": torch.from_numpy(self.read(row0, col0, row1 - row0, col1 - col0))}
 
     def read(self, row0: int, col0: int, height: int, width: int) -> np.ndarray:
-        """Read a window given in pixels of `window`: float32 [scenes, bands, height, width], NaN = not clear."""
+        """Read a window in pixels of the grid, up to MARGIN outside it: float32 [scenes, bands, height, width].
+
+        NaN = not clear.
+        """
         out = np.empty((len(self.scenes), len(self.bands), height, width), np.float32)
         for image, scene in zip(out, self.scenes, strict=True):
-            self._read_scene(scene, Window(col0, row0, width, height), image)
+            self._read_scene(scene, Window(col0 + MARGIN, row0 + MARGIN, width, height), image)
         return out
 
     def _read_scene(self, scene: Scene, window: Window, out: np.ndarray) -> None:
@@ -184,7 +191,11 @@ def _shift(crs: Any, affine: Affine, window: GeoBox) -> tuple[int, int] | None:
 
 
 def _warped(source: Any, crs: Any, affine: Affine, window: GeoBox, band: str, nodata: float) -> Any:
-    """Warp exactly (no approximated transform): a pixel's value must not depend on the window it is read with."""
+    """A view of the file on the whole run's grid.
+
+    GDAL warps it in blocks counted from the grid's corner and interpolates coordinates within each (to a hundredth of
+    a pixel), so a pixel's value does not depend on the window it is read with. A view of one block's window would.
+    """
     height, width = window.shape
     return WarpedVRT(
         source,
@@ -197,5 +208,5 @@ def _warped(source: Any, crs: Any, affine: Affine, window: GeoBox, band: str, no
         height=height,
         width=width,
         resampling=Resampling.nearest if band == QA_PIXEL else Resampling.bilinear,
-        tolerance=0,
+        tolerance=_TOLERANCE,
     )

@@ -86,9 +86,7 @@ def test_same_seed_same_pixels_whatever_the_window(province: Province, tmp_path:
 
 
 def test_another_seed_is_another_land(tmp_path: Path) -> None:
-    one, two = (
-        truth(simulate(tmp_path / str(s), ProvinceParams(size=160, seed=s, dates=1)))[0] for s in (1, 2)
-    )
+    one, two = (truth(simulate(tmp_path / str(s), ProvinceParams(size=160, seed=s, dates=1)))[0] for s in (1, 2))
     assert (one != two).mean() > 0.05
 
 
@@ -118,7 +116,7 @@ def test_bands_are_fill_exactly_where_quality_says_so(province: Province) -> Non
             number = read(folder, f"SR_B{band}")
             np.testing.assert_array_equal(number == 0, fill)
             reflectance = number[~fill] * 0.0000275 - 0.2
-            assert -0.05 < reflectance.min()
+            assert reflectance.min() > -0.05
             assert reflectance.max() < 1.2
 
 
@@ -229,7 +227,7 @@ def test_units_tile_the_province(province: Province) -> None:
     assert any(not name.isascii() for name in units.NAME)
     assert units.is_valid.all()
     assert shapely.coverage_is_valid(units.geometry.to_numpy())
-    assert units.area.sum() == pytest.approx(aoi.area, rel=1e-9)
+    assert shapely.area(units.geometry.to_numpy()).sum() == pytest.approx(aoi.area, rel=1e-9)
     assert units.union_all().symmetric_difference(aoi).area < 1e-9 * aoi.area
 
 
@@ -256,7 +254,8 @@ def test_one_zone_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": 90}, {"loss_share": 0.5}, {"cloud": 1.5}, {"loss_years": ()}, {"loss_years": (1999,)}, {"dates": 0}]
+    "bad",
+    [{"size": 90}, {"loss_share": 0.5}, {"cloud": 1.5}, {"loss_years": ()}, {"loss_years": (1999,)}, {"dates": 0}],
 )
 def test_impossible_provinces_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):

@@ -140,7 +140,7 @@ class StacApi:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PystacClientWarning)
-                items = _fetch(self._client(), self.collections, aoi, (first, last))
+                items = _fetch(self.url, self.collections, aoi, (first, last))
         except _MALFORMED as error:
             detail = " ".join(str(error).split())[:200]
             raise ConfigError(f"imagery.source: {self.url} cannot be searched as a STAC API: {detail}") from error
@@ -148,21 +148,24 @@ class StacApi:
         kept = [item for item in found if isinstance(item, Refusal) or item == within(item, aoi, first, last)]
         return iter(one_per_acquisition(kept))
 
-    def _client(self) -> Client:
-        # allowed_methods=None: searches are POST requests, which urllib3 would never retry
-        retry = Retry(
-            total=8,
-            backoff_factor=0.5,
-            backoff_jitter=0.5,
-            allowed_methods=None,
-            status_forcelist=(408, 425, 429, 500, 502, 503, 504),
-            respect_retry_after_header=True,
-        )
-        return Client.open(self.url, stac_io=StacApiIO(max_retries=retry, timeout=(10, 60)))
+
+def _io() -> StacApiIO:
+    # allowed_methods=None: searches are POST requests, which urllib3 would never retry
+    retry = Retry(
+        total=8,
+        backoff_factor=0.5,
+        backoff_jitter=0.5,
+        allowed_methods=None,
+        status_forcelist=(408, 425, 429, 500, 502, 503, 504),
+        respect_retry_after_header=True,
+    )
+    return StacApiIO(max_retries=retry, timeout=(10, 60))
 
 
-def _fetch(client: Client, collections: tuple[str, ...], aoi: Geometry, days: tuple[date, date]) -> list[Any]:
+def _fetch(address: str, collections: tuple[str, ...], aoi: Geometry, days: tuple[date, date]) -> list[Any]:
     """Return all items of one search; raises ConfigError where paging loops, breaks off or brings too many."""
+    io = _io()
+    client = Client.open(address, stac_io=io)
     methods = {str(link.extra_fields.get("method") or "GET").upper() for link in client.get_links("search")}
     search = client.search(
         method="GET" if methods == {"GET"} else "POST",
@@ -171,11 +174,11 @@ def _fetch(client: Client, collections: tuple[str, ...], aoi: Geometry, days: tu
         datetime=f"{days[0].isoformat()}/{days[1].isoformat()}",
         limit=_PAGE,
     )
-    where = f"imagery.source: the STAC API {client.self_href}"
+    where = f"imagery.source: the STAC API {address}"
     items: dict[tuple[str, str], Any] = {}
     unnamed: list[Any] = []
     matched: int | None = None
-    for page in _pages(client, search, where):
+    for page in _pages(io, search, where):
         features = page.get("features") or []
         known = len(items)
         for feature in features:
@@ -194,10 +197,8 @@ def _fetch(client: Client, collections: tuple[str, ...], aoi: Geometry, days: tu
     return [*items.values(), *unnamed]
 
 
-def _pages(client: Client, search: ItemSearch, where: str) -> Iterator[dict[str, Any]]:
+def _pages(io: StacApiIO, search: ItemSearch, where: str) -> Iterator[dict[str, Any]]:
     """Yield result pages by their `next` links, past empty ones too, where pystac-client would end in silence."""
-    io = client._stac_io
-    assert isinstance(io, StacApiIO)  # for the type checker
     url, parameters = search.url, search.get_parameters()
     page = io.read_json(url, method=search.method, parameters=parameters)
     seen: set[str] = set()

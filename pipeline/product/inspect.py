@@ -71,12 +71,17 @@ class InspectReport:
         return {"folder": self.folder, "sound": self.sound, "checks": [asdict(check) for check in self.checks]}
 
     def __str__(self) -> str:
-        """Return plain lines, one per check, and the verdict."""
-        width = max(len(check.name) for check in self.checks)
-        lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.name:<{width}}  {c.detail}" for c in self.checks]
-        bad = sum(not check.ok for check in self.checks)
-        verdict = "sound" if self.sound else f"not sound: {bad} of {len(self.checks)} checks failed"
-        return "\n".join([*lines, f"{self.folder}: {verdict}"])
+        """Return the text of `render_text`."""
+        return render_text(self)
+
+
+def render_text(report: InspectReport) -> str:
+    """Return plain lines, one per check, and the verdict."""
+    width = max(len(check.name) for check in report.checks)
+    lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.name:<{width}}  {c.detail}" for c in report.checks]
+    bad = sum(not check.ok for check in report.checks)
+    verdict = "sound" if report.sound else f"not sound: {bad} of {len(report.checks)} checks failed"
+    return "\n".join([*lines, f"{report.folder}: {verdict}"])
 
 
 def inspect_product(folder: Path) -> InspectReport:

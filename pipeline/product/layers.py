@@ -18,7 +18,6 @@ STATUSES = {
 }
 WITHOUT_DRIVER = ("no_imagery", "failed")
 """Statuses of events whose driver is not known; they are rows of `summary` under these names."""
-OUTSIDE = "outside any unit"
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _units(scheme: LabelScheme) -> Layer:
         Column("no_imagery_ha", "area", "No imagery (ha)", "Loss that no clear image shows"),
         Column("failed_ha", "area", "Failed (ha)", "Loss that could not be computed"),
     )
-    text = f"Areas by administrative or other unit; the row '{OUTSIDE}' has no geometry."
+    text = "Areas by administrative or other unit; the row for loss outside any unit has no geometry."
     return Layer("units", "Forest loss by unit", text, "MultiPolygon", ("unit_id",), columns)
 
 

@@ -41,7 +41,8 @@ def make_item(
 ) -> pystac.Item:
     """Return the STAC Item of a product whose other files lie in `folder`; vectors in EPSG:4326.
 
-    An optional column `href` of the scenes becomes `derived_from` links. Its geometry is `run["aoi"]` (a GeoJSON geometry in degrees) where given, else the blocks, else the rasters.
+    An optional column `href` of the scenes becomes `derived_from` links. The Item's geometry is `run["aoi"]`
+    (a GeoJSON geometry in degrees) where given, else that of the blocks, else that of the rasters.
 
     Raises:
         OSError, RasterioError: a file of the product cannot be read.
@@ -109,9 +110,7 @@ def _footprint(folder: Path, blocks: gpd.GeoDataFrame, run: Mapping[str, object]
 
 
 def _assets(folder: Path, scheme: LabelScheme) -> dict[str, pystac.Asset]:
-    classes = [
-        {"value": c.code, "name": c.name, "title": c.title, "color_hint": c.colour[1:].upper()} for c in scheme
-    ]
+    classes = [{"value": c.code, "name": c.name, "title": c.title, "color_hint": c.colour[1:].upper()} for c in scheme]
     nothing = {"value": NO_DATA, "name": "no_data", "title": "No data", "nodata": True}
     drivers = {"name": "driver", "description": "Class code", "classification:classes": [*classes, nothing]}
     confidence = {"name": "confidence", "description": "Confidence of the driver", "unit": "%"}

@@ -84,7 +84,8 @@ def _rules(layer: str, scheme: LabelScheme) -> tuple[str, tuple[Category, ...]]:
         return 'if("used", 1, 0)', (used, Category("0", "Not used", "#b2182b", (("used", "0"),), "outline"))
     if layer == "blocks":
         failed = Category("failed", "Failed", "#b2182b", (("status", "failed"),), "hatch")
-        return "status", (failed, Category("", "Done", "#777777", (), "outline"))
+        idle = Category("not_run", "Not run", "#d08a00", (("status", "not_run"),), "outline")
+        return "status", (failed, idle, Category("", "Done", "#777777", (), "outline"))
     column = "driver" if layer == "patches" else "dominant_driver"
     drivers = tuple(Category(c.name, c.title, c.colour, ((column, c.name),)) for c in scheme)
     return column, (*drivers, Category("", "No driver known", NO_LOSS_COLOUR, ()))

@@ -1,10 +1,10 @@
-"""A province with known truth in real formats: Landsat Collection 2 bundles, Hansen loss, units (demo, tests, benchmarks).
+"""A province with known truth in real formats (Landsat bundles, Hansen loss, units) for demo, tests and benchmarks.
 
-    build_landscape   which field, road, river or forest every pixel belongs to
-      -> Ground       reflectance of the land on a day (palette x noise x terrain)
-      -> Sky          clouds, shadows, haze and their QA_PIXEL
-      -> SceneWriter  bundles of two path/rows in two UTM zones
-      -> truth        truth rasters, Hansen loss, units, true areas
+- `build_landscape`: which field, road, river or forest every pixel belongs to
+- `Ground`: reflectance of that land on a day (palette x noise x terrain)
+- `Sky`: clouds, shadows, haze and their QA_PIXEL
+- `SceneWriter`: bundles of two path/rows in two UTM zones
+- `truth`: truth rasters, Hansen loss, units, true areas
 """
 
 from __future__ import annotations

@@ -46,13 +46,19 @@ KINDS: dict[str, Kind] = {
         ("burnt", "grass", "shrub", "palm", "secondary"), (0.0, 0.4, 1.2, 3.5, 8.0), (0.08, 0.2, 0.22), 0.10, 0.7, 0.09
     ),
     "grassland": Kind(("bare", "grass", "shrub"), (-0.4, 0.5, 6.0), (0.35, 0.28, 0.10), 0.07, 0.9, 0.06),
-    "burnt_grass": Kind(("burnt", "dry_grass", "grass", "shrub"), (0.0, 0.5, 1.2, 7.0), (0.3, 0.25, 0.1), 0.07, 0.9, 0.06),
+    "burnt_grass": Kind(
+        ("burnt", "dry_grass", "grass", "shrub"), (0.0, 0.5, 1.2, 7.0), (0.3, 0.25, 0.1), 0.07, 0.9, 0.06
+    ),
     "pit": Kind(("bright", "bright", "bare"), (0.0, 2.0, 9.0), (0.1, 0.25, 0.25), 0.10, 0.5, 0.10),
     "spoil": Kind(("bare", "bright", "grass"), (0.0, 1.5, 6.0), (0.1, 0.25, 0.25), 0.10, 0.6, 0.10),
     "mine_pond": Kind(("bright", "turbid_water", "silty_water"), (0.0, 0.4, 12.0), (0.05, 0.1, 0.1), 0.05, 0.0, 0.1),
     "logging_road": Kind(("bare", "bare", "grass", "shrub"), (0.0, 0.8, 2.0, 4.5), (0.05, 0.15, 0.2), 0.10, 0.6, 0.09),
-    "gap": Kind(("dry_grass", "shrub", "secondary", "forest"), (0.0, 0.5, 1.6, 7.0), (0.05, 0.15, 0.2), 0.10, 0.8, 0.09),
-    "pond": Kind(("bare", "silty_water", "dark_water"), (0.0, 0.45, 5.0), (0.05, 0.1, 0.05), 0.06, 0.0, 0.2, water=True),
+    "gap": Kind(
+        ("dry_grass", "shrub", "secondary", "forest"), (0.0, 0.5, 1.6, 7.0), (0.05, 0.15, 0.2), 0.10, 0.8, 0.09
+    ),
+    "pond": Kind(
+        ("bare", "silty_water", "dark_water"), (0.0, 0.45, 5.0), (0.05, 0.1, 0.05), 0.06, 0.0, 0.2, water=True
+    ),
     "dike": Kind(("bare", "bare", "grass"), (0.0, 1.5, 5.0), (0.05, 0.1, 0.2), 0.09, 0.3, 0.08),
 }
 
@@ -135,7 +141,9 @@ def palette(elements: Elements, year: float, dryness: float) -> Palette:
     spread = elements.tone * tone[:, None]
     factor = 1.0 + spread[:, :1] * _BRIGHTNESS + spread[:, 1:] * _GREENNESS
     base, end = materials[first] * factor, materials[second] * factor
-    water = np.isin(first, [MATERIAL_INDEX[m] for m in ("dark_water", "silty_water", "turbid_water")]) & (fraction < 0.6)
+    water = np.isin(first, [MATERIAL_INDEX[m] for m in ("dark_water", "silty_water", "turbid_water")]) & (
+        fraction < 0.6
+    )
     return Palette(
         base=np.ascontiguousarray(base.T, dtype=np.float32),
         step=np.ascontiguousarray((end - base).T, dtype=np.float32),

@@ -160,9 +160,7 @@ class SceneWriter:
         )
         return Sky(rng, inside, params)
 
-    def _window(
-        self, day: Day, sky: Sky, rows: range, cols: range
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+    def _window(self, day: Day, sky: Sky, rows: range, cols: range) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
         """Reflectance float32 [6, h, w] and QA_PIXEL uint16 [h, w], fill outside the outline."""
         home_rows, home_cols = self._map.centres(rows, cols)
         inside = self.track.covers(home_rows, home_cols, self._size)

@@ -1,4 +1,4 @@
-"""Sky over one scene: clouds with rims and shadows, thin cloud, cirrus and haze, and the QA_PIXEL that tells of them."""
+"""Sky over one scene: clouds with shadows, thin cloud, cirrus and haze, and the QA_PIXEL that tells of them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Grid:
 
 
 class HomeMap:
-    """Home-grid pixel coordinates (row, col; 0 is the outer edge of the first pixel) of another grid's pixel centres."""
+    """Home-grid pixel coordinates (row, col; 0 is the first pixel's outer edge) of another grid's pixel centres."""
 
     def __init__(self, home: Grid, target: Grid) -> None:
         """Transform a lattice of the target's pixel centres exactly; the rest is interpolated in absolute steps."""
@@ -60,7 +60,7 @@ class HomeMap:
         return self._shift is not None
 
     def centres(self, rows: range, cols: range) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Home row and column coordinates [len(rows), len(cols)] of the target's pixel centres; ranges may have steps."""
+        """Home rows and columns, each [len(rows), len(cols)], of the target's pixel centres; ranges may have steps."""
         r, c = np.arange(rows.start, rows.stop, rows.step), np.arange(cols.start, cols.stop, cols.step)
         if self._shift is not None:
             down, right = self._shift

@@ -34,20 +34,18 @@ class Landscape:
         """Pixels a side."""
         return int(self.element.shape[0])
 
-    def window(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Element numbers at the crossing of rows and columns; beyond the border the land is mirrored."""
-        rows, cols = _mirror(rows, self.size), _mirror(cols, self.size)
-        value: NDArray[np.int32] = self.element[rows[0] : rows[-1] + 1] if _runs(rows) else self.element[rows]
-        return value[:, cols]
+    def window(self, rows: range, cols: range) -> NDArray[np.int32]:
+        """Element numbers [len(rows), len(cols)]; beyond the border the land is mirrored."""
+        if rows.start >= 0 and rows.stop <= self.size and cols.start >= 0 and cols.stop <= self.size:
+            return self.element[rows.start : rows.stop, cols.start : cols.stop]
+        value: NDArray[np.int32] = self.element[np.ix_(_mirror(rows, self.size), _mirror(cols, self.size))]
+        return value
 
 
-def _mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def _mirror(span: range, size: int) -> NDArray[np.int64]:
+    index = np.arange(span.start, span.stop)
     index = np.where(index < 0, -1 - index, index)
     return np.where(index >= size, 2 * size - 1 - index, index)
-
-
-def _runs(index: NDArray[np.int64]) -> bool:
-    return bool(index[-1] - index[0] == index.size - 1 and (np.diff(index) == 1).all())
 
 
 class _Builder:
@@ -62,13 +60,14 @@ class _Builder:
         self.years: list[int] = [0]
         self.cleared: list[float] = [1900.0]
         self.shore = np.zeros((0, 2), dtype=np.int64)
-        self.preference = NoiseField(rng, (60.0, 400.0), 1.5)
+        self.preference = NoiseField.draw(rng, (60.0, 400.0), 1.5)
 
     def line(self, path: LineString, width: float, kind: str) -> NDArray[np.bool_]:
         """Draw a river or road of `width` pixels; returns where it lies."""
         ground = path.buffer(width / 2, quad_segs=3)
-        drawn = features.rasterize([ground], (self.size, self.size), dtype="uint8", all_touched=width < 1.5).astype(bool)
-        drawn &= ~self.blocked
+        shape = (self.size, self.size)
+        burnt = features.rasterize([ground], shape, dtype="uint8", all_touched=width < 1.5)
+        drawn: NDArray[np.bool_] = (burnt > 0) & ~self.blocked
         self.element[drawn] = len(self.kinds)
         self.blocked |= drawn
         self._part(KIND_INDEX[kind], NO_DATA, 0, 2005.0)
@@ -100,9 +99,12 @@ class _Builder:
         if near_water and len(self.shore):
             centres = self.shore[self.rng.integers(len(self.shore), size=_TRIES)]
             offset = self.rng.normal(0, max(height, width) * 0.6 + 3, (_TRIES, 2))
-            return np.clip(np.rint(centres + offset - [height / 2, width / 2]).astype(np.int64), 1, np.maximum(span - 1, 1))
-        liking = self.preference.at(corners[:, 0] + 2500 * driver, corners[:, 1])
-        liking = liking + self.rng.normal(0, 0.7, len(corners))
+            near = np.rint(centres + offset - [height / 2, width / 2]).astype(np.int64)
+            return np.clip(near, 1, np.maximum(span - 1, 1))
+        # fields far apart are independent: each driver reads its own stretch of the one preference field
+        liking = self.preference.at(corners[:, 0] + 2500 * driver, corners[:, 1]) + self.rng.normal(
+            0, 0.7, len(corners)
+        )
         return corners[np.argsort(-liking)][:_TRIES]
 
     def _put(self, stamp: shapes.Stamp, mask: NDArray[np.bool_], row: int, col: int, driver: int) -> None:
@@ -218,7 +220,9 @@ def build_landscape(size: int, seed: int, years: tuple[int, ...], loss_share: fl
         done += builder.fill(shapes.smallholder, int((total - done) / 2), _CODES["smallholder_agriculture"], years)
         done += builder.fill(shapes.grassland, int(total - done), _CODES["grassland_shrubland"], years)
     if done < 0.8 * total:
-        raise InputError(f"loss_share {loss_share}: only {done / size**2:.3f} fits a province of {size} px; ask for less")
+        raise InputError(
+            f"loss_share {loss_share}: only {done / size**2:.3f} fits a province of {size} px; ask for less"
+        )
     old = 0.25 * size * size * max(0.0, 0.35 - loss_share)
     for make, share, water in (
         (shapes.village, 0.06, 0.8),

@@ -36,21 +36,23 @@ class Ground:
         """Draw the noise tiles of a province."""
         rng = np.random.default_rng([seed, 2])
         self.landscape = landscape
-        self._coarse = NoiseField(rng, (18.0, 500.0), 1.3)
-        self._medium = NoiseField(rng, (5.0, 14.0), 0.8)
-        self._fine = NoiseField(rng, (0.5, 3.0), 0.2)
-        self._grain = (NoiseField(rng, (1.0, 60.0), 0.7), NoiseField(rng, (1.0, 40.0), 0.6))
-        down, right = NoiseField(rng, (9.0, 220.0), 1.7).gradients()
-        self._slope = (down, right)
-        self._region = NoiseField(rng, (120.0, 700.0), 1.2)
+        self._coarse = NoiseField.draw(rng, (18.0, 500.0), 1.3)
+        self._medium = NoiseField.draw(rng, (5.0, 14.0), 0.8, tiles=1)
+        self._fine = NoiseField.draw(rng, (0.5, 3.0), 0.2, tiles=1)
+        self._grain = (
+            NoiseField.draw(rng, (1.0, 60.0), 0.7, tiles=1),
+            NoiseField.draw(rng, (1.0, 40.0), 0.6, tiles=1),
+        )
+        relief = NoiseField.draw(rng, (9.0, 220.0), 1.7)
+        self._slope = (relief.gradient(0), relief.gradient(1))
+        self._region = NoiseField.draw(rng, (120.0, 700.0), 1.2)
 
     def reflectance(self, day: Day, rows: range, cols: range) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Reflectance float32 [6, rows, cols] and open water [rows, cols] of a window of home-grid pixels.
 
         Rows and columns may pass the border: the land beyond is the mirrored land within.
         """
-        r = np.arange(rows.start - 1, rows.stop + 1)
-        c = np.arange(cols.start - 1, cols.stop + 1)
+        r, c = range(rows.start - 1, rows.stop + 1), range(cols.start - 1, cols.stop + 1)
         element = self.landscape.window(r, c).astype(np.intp)
         palette = day.palette
         place = palette.fraction.take(element)
@@ -61,16 +63,18 @@ class Ground:
         shade = self._shade(day, r, c, region) * palette.relief.take(element)
         grain = palette.texture.take(element)
         bright, leaf = (field.block(r, c) * grain for field in self._grain)
-        out = np.empty((6, r.size - 2, c.size - 2), dtype=np.float32)
+        out = np.empty((6, len(rows), len(cols)), dtype=np.float32)
         for band in range(6):
             value = palette.step[band].take(element)
             value *= place
             value += palette.base[band].take(element)
-            value *= np.maximum(1.0 + _GRAIN[0, band] * bright + _GRAIN[1, band] * leaf + shade + _REGION[band] * region, _DARKEST)
+            value *= np.maximum(
+                1.0 + _GRAIN[0, band] * bright + _GRAIN[1, band] * leaf + shade + _REGION[band] * region, _DARKEST
+            )
             out[band] = _spread(value)
         return out, palette.water.take(element[1:-1, 1:-1])
 
-    def _shade(self, day: Day, r: NDArray[np.int64], c: NDArray[np.int64], region: FloatArray) -> FloatArray:
+    def _shade(self, day: Day, r: range, c: range, region: FloatArray) -> FloatArray:
         """Relative brightness of slopes: hills in some parts of the province, plains in others."""
         hills = np.clip(0.5 + 0.6 * region, 0.06, 1.6)
         down, right = self._slope

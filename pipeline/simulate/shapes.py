@@ -19,12 +19,12 @@ _NOTHING = -1
 
 @dataclass(frozen=True)
 class Stamp:
-    """One object: `parts` int32 [rows, cols] part number or -1; per part its kind, loss year and clearing time in years."""
+    """One object: `parts` int32 [rows, cols] part number or -1; per part its kind, loss year and clearing time."""
 
     parts: NDArray[np.int32]
     kinds: tuple[str, ...]
     years: NDArray[np.int64]
-    cleared: NDArray[np.float64]
+    cleared: NDArray[np.floating]
 
     @property
     def pixels(self) -> int:
@@ -32,7 +32,9 @@ class Stamp:
         return int((self.parts >= 0).sum())
 
 
-def _stamp(parts: NDArray[np.int64], kinds: list[str], years: NDArray[np.int64], cleared: NDArray[np.float64]) -> Stamp:
+def _stamp(
+    parts: NDArray[np.int64], kinds: list[str], years: NDArray[np.int64], cleared: NDArray[np.floating]
+) -> Stamp:
     rows, cols = np.flatnonzero((parts >= 0).any(1)), np.flatnonzero((parts >= 0).any(0))
     cut = parts[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     return Stamp(cut.astype(np.int32), tuple(kinds), years, cleared)
@@ -54,7 +56,8 @@ def blob(rng: np.random.Generator, pixels: int, stretch: float = 1.0, rough: flo
     noise = ndimage.gaussian_filter(rng.standard_normal((side, side)), max(0.8, radius * 0.35))
     fine = ndimage.gaussian_filter(rng.standard_normal((side, side)), 0.8)
     score = rough * noise / noise.std() + 0.12 * rough * fine / fine.std() - 1.6 * hill
-    return score >= np.partition(score.ravel(), -pixels)[-pixels]
+    mask: NDArray[np.bool_] = score >= np.partition(score.ravel(), -pixels)[-pixels]
+    return mask
 
 
 def _years(rng: np.random.Generator, years: tuple[int, ...], count: int) -> NDArray[np.int64]:
@@ -81,7 +84,7 @@ def _blocks(
 
 def plantation(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> Stamp:
     """Industrial plantation of 30-400 ha: planting blocks (oil palm 1,000 x 300 m, or acacia) in a grid of roads."""
-    pixels = int(np.clip(rng.lognormal(np.log(1100), 0.7), 345, min(4400, max(345, room))))
+    pixels = int(np.clip(rng.lognormal(np.log(800), 0.75), 345, min(4400, max(345, room))))
     palm = rng.random() < 0.65
     block = (rng.uniform(24, 35), rng.uniform(8, 11)) if palm else (rng.uniform(14, 22), rng.uniform(11, 17))
     parts, road, position = _blocks(rng, pixels, block)
@@ -100,14 +103,13 @@ def plantation(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> S
     young = str(rng.choice(["palm", "terraced_palm"])) if palm else "acacia"
     late_pixels = late[np.maximum(parts, 0)]
     parts = np.where(road & (parts >= 0), count + late_pixels, parts)
-    return _stamp(
-        parts, [young] * count + ["road", "road"], np.append(year, order), np.append(cleared, order + rng.uniform(0, 0.3, 2))
-    )
+    kinds = [*[young] * count, "road", "road"]
+    return _stamp(parts, kinds, np.append(year, order), np.append(cleared, order + rng.uniform(0, 0.3, 2)))
 
 
 def smallholder(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> Stamp:
     """Mosaic of irregular fields of 0.5-6 ha in different states, with hedges and leftover trees between them."""
-    keep = rng.uniform(0.5, 0.85)
+    keep = rng.uniform(0.6, 0.95)
     pixels = int(np.clip(rng.lognormal(np.log(330), 0.7), 40, min(1500, max(60, room))) / keep)
     hull = blob(rng, pixels, stretch=rng.uniform(1.0, 2.2))
     rows, cols = np.nonzero(hull)
@@ -122,7 +124,7 @@ def smallholder(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> 
     # Manhattan cells have straighter, squarer borders than round ones: nearer to hand-cut fields
     near = np.partition(distance.sum(0), 1, axis=1)
     owner = distance.sum(0).argmin(1)
-    hedge = (near[:, 1] - near[:, 0] < 0.9) & (rng.random() < 0.6) & (rng.random(rows.size) < 0.8)
+    hedge = (near[:, 1] - near[:, 0] < 0.9) & (rng.random() < 0.6) & (rng.random(rows.size) < 0.6)
     tree = (rng.random(chosen.size) > keep)[owner] | hedge
     if tree.all():
         tree = np.zeros_like(tree)
@@ -131,7 +133,7 @@ def smallholder(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> 
     kinds = rng.choice(["field", "wet_field", "garden"], p=[0.6, 0.12, 0.28], size=chosen.size)
     year = _years(rng, years, chosen.size)
     # neighbours clear together more often than not
-    year = np.where(rng.random(chosen.size) < 0.6, year[0], year)
+    year = np.where(rng.random(chosen.size) < 0.8, year[0], year)
     return _stamp(parts, [str(k) for k in kinds], year, year + rng.uniform(0.05, 0.95, chosen.size))
 
 
@@ -210,7 +212,8 @@ def fish_ponds(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> S
 
 def village(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> Stamp:
     """Settlement of 2-30 ha: houses, yards and trees."""
-    mask = blob(rng, int(np.clip(rng.lognormal(np.log(90), 0.6), 25, min(330, max(25, room)))), stretch=rng.uniform(1, 3))
+    pixels = int(np.clip(rng.lognormal(np.log(90), 0.6), 25, min(330, max(25, room))))
+    mask = blob(rng, pixels, stretch=rng.uniform(1, 3))
     year = _years(rng, years, 1)
     return _stamp(np.where(mask, 0, _NOTHING), ["village"], year, year + 0.5)
 

@@ -50,7 +50,9 @@ MATERIALS: dict[str, Material] = {
         _PORTO_VELHO,
         "0.1 < NDVI < 0.28, S1 > 0.28, 0.12 < R < 0.2, B < 0.12",
     ),
-    "bright": Material((0.182, 0.231, 0.262, 0.322, 0.416, 0.354), _MANAUS, "NDVI < 0.2, S1 > 0.33, R > 0.22, B < 0.25"),
+    "bright": Material(
+        (0.182, 0.231, 0.262, 0.322, 0.416, 0.354), _MANAUS, "NDVI < 0.2, S1 > 0.33, R > 0.22, B < 0.25"
+    ),
     "burnt": Material(
         (0.029, 0.054, 0.083, 0.130, 0.158, 0.118),
         _BRUMADINHO,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,7 @@ def _pixel_hectares(home: Grid, rows: range, cols: range) -> NDArray[np.float64]
 
 def loss_grid(home: Grid) -> Grid:
     """Grid of the loss raster: whole Hansen pixels that cover the province, 0.00025 degrees, EPSG:4326."""
-    outline = _outline(home)
-    west, south, east, north = shapely.bounds(outline)
+    west, south, east, north = shapely.bounds(_to_degrees(home, _box(home)))
     left, top = np.floor(west / HANSEN_PIXEL), np.ceil(north / HANSEN_PIXEL)
     height, width = int(top - np.floor(south / HANSEN_PIXEL)), int(np.ceil(east / HANSEN_PIXEL) - left)
     return Grid("EPSG:4326", float(left) * HANSEN_PIXEL, float(top) * HANSEN_PIXEL, HANSEN_PIXEL, height, width)
@@ -106,18 +106,39 @@ def write_loss(path: Path, home: Grid, landscape: Landscape, window: int) -> Non
             dataset.write(value, 1, window=Window(cols.start, rows.start, len(cols), len(rows)))
 
 
-def _outline(home: Grid) -> shapely.Polygon:
-    box = shapely.box(home.left, home.top - home.height * home.pixel, home.left + home.width * home.pixel, home.top)
-    return _to_degrees(home, shapely.segmentize(box, 40 * home.pixel))
+def _box(home: Grid) -> shapely.Polygon:
+    bottom, right = home.top - home.height * home.pixel, home.left + home.width * home.pixel
+    return shapely.box(home.left, bottom, right, home.top)
 
 
-def _to_degrees(home: Grid, shape: shapely.Polygon) -> shapely.Polygon:
-    """Vertices to EPSG:4326, after rounding to a millimetre so that shared borders stay shared."""
+def _to_degrees(home: Grid, shape: shapely.Geometry) -> shapely.Geometry:
+    """Polygons to EPSG:4326, densified so that the home grid's straight lines stay straight there."""
     way = Transformer.from_crs(home.crs, "EPSG:4326", always_xy=True)
-    return shapely.transform(shape, lambda p: np.stack(way.transform(*np.round(p, 3).T), axis=1))
+
+    def ring(line: shapely.LinearRing) -> NDArray[np.float64]:
+        points = _densified(shapely.get_coordinates(line), 40 * home.pixel)
+        return np.stack(way.transform(points[:, 0], points[:, 1]), axis=1)
+
+    parts = [shapely.Polygon(ring(p.exterior), [ring(i) for i in p.interiors]) for p in shapely.get_parts(shape)]
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
 
-def units(home: Grid, seed: int) -> list[shapely.Polygon]:
+def _densified(points: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Points at most `step` apart; an edge gets the very same points whichever way round it is drawn.
+
+    `shapely.segmentize` interpolates from the edge's start, so two neighbours would differ in the last digit.
+    """
+    lines = []
+    for start, end in pairwise(points):
+        turned = tuple(start) > tuple(end)
+        low, high = (end, start) if turned else (start, end)
+        share = np.linspace(0, 1, max(1, int(np.ceil(np.hypot(*(high - low)) / step))) + 1)[:, None]
+        line = low * (1 - share) + high * share
+        lines.append((line[::-1] if turned else line)[:-1])
+    return np.concatenate([*lines, points[-1:]])
+
+
+def units(home: Grid, seed: int) -> list[shapely.Geometry]:
     """Four to six units with irregular borders that tile the province, EPSG:4326."""
     rng = np.random.default_rng([seed, 6])
     count = int(rng.integers(4, 7))
@@ -131,13 +152,14 @@ def units(home: Grid, seed: int) -> list[shapely.Polygon]:
     owner = _whole(owner, count)
     edge = home.pixel * _CELL
     corner = Grid(home.crs, home.left, home.top, edge, side, side)
-    pieces: list[list[shapely.Polygon]] = [[] for _ in range(count)]
+    pieces: list[list[shapely.Geometry]] = [[] for _ in range(count)]
     for geometry, value in features.shapes(owner, transform=corner.transform, connectivity=4):
         pieces[int(value)].append(shapely.geometry.shape(geometry))
-    box = shapely.box(home.left, home.top - home.height * home.pixel, home.left + home.width * home.pixel, home.top)
-    merged = shapely.intersection([shapely.union_all(p) for p in pieces], box)
+    # a vertex at every cell corner (whole metres), so that the ends of neighbours' borders are vertices of both
+    dense = [shapely.transform(shapely.segmentize(shapely.union_all(p), edge), np.rint) for p in pieces]
+    merged = shapely.intersection(dense, _box(home))
     smooth = shapely.coverage_simplify(merged, 1.2 * edge, simplify_boundary=False)
-    return [_to_degrees(home, shapely.segmentize(s, 40 * home.pixel)) for s in smooth]
+    return [_to_degrees(home, shape) for shape in smooth]
 
 
 def _whole(owner: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -1,0 +1,174 @@
+"""Engines: torch and ONNX Runtime say the same, and an image's logits are its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from model_samples import BANDS, random_package
+
+from pipeline.errors import ModelError
+from pipeline.models.card import read_card
+from pipeline.models.engines import OnnxEngine, TorchEngine, open_segmenter, prepare, random_patch, segmenter_for_worker
+from pipeline.models.export import CACHE_VARIABLE, export_onnx
+from pipeline.models.package import import_onnx, load_package, verify_package
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    random_package(folder)
+    return folder
+
+
+def patches(folder: Path) -> np.ndarray:
+    patch = random_patch(read_card(folder))
+    holes = patch.copy()
+    holes[:, :, 10:40, 5:60] = np.nan
+    return np.concatenate([patch, holes, np.full_like(patch, np.nan), patch * 0.5])
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_an_image_does_not_depend_on_its_batch(folder: Path, engine: str) -> None:
+    segmenter = open_segmenter(folder, engine, device="cpu")  # type: ignore[arg-type]
+    images = patches(folder)
+    before = images.copy()
+    together = segmenter.logits(images)
+    assert together.shape == (4, 4, 64, 64)
+    assert together.dtype == np.float32
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(images, before)
+    for index in range(4):
+        np.testing.assert_array_equal(segmenter.logits(images[index : index + 1])[0], together[index])
+    assert segmenter.logits(images[:0]).shape == (0, 4, 64, 64)
+
+
+def test_engines_agree(folder: Path) -> None:
+    torch_engine, onnx_engine = (open_segmenter(folder, engine, device="cpu") for engine in ("torch", "onnx"))
+    assert isinstance(torch_engine, TorchEngine)
+    assert isinstance(onnx_engine, OnnxEngine)
+    images = patches(folder)
+    np.testing.assert_allclose(torch_engine.logits(images), onnx_engine.logits(images), rtol=0, atol=1e-4)
+
+
+def test_auto_on_a_cpu_is_onnx_and_exports_once(folder: Path) -> None:
+    assert isinstance(open_segmenter(folder, device="cpu"), OnnxEngine)
+    graph = export_onnx(folder)
+    written = graph.stat().st_mtime_ns
+    assert export_onnx(folder) == graph
+    assert graph.stat().st_mtime_ns == written
+    told = json.loads(graph.with_suffix(".json").read_text())
+    assert told["argmax_agreement"] >= 0.9999
+    assert told["max_abs_difference"] < 1e-3
+    assert graph.name.startswith(read_card(folder).sha256)
+
+
+def test_a_damaged_cached_graph_is_exported_anew(folder: Path) -> None:
+    graph = export_onnx(folder)
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-100])
+    assert export_onnx(folder).stat().st_size == len(whole)
+
+
+def test_without_a_cache_auto_falls_back_to_torch_and_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(blocked))
+    assert isinstance(open_segmenter(folder, device="cpu"), TorchEngine)
+    assert "running on torch" in caplog.text
+    with pytest.raises(ModelError, match=f"cannot be used.*set {CACHE_VARIABLE}"):
+        open_segmenter(folder, "onnx", device="cpu")
+
+
+def test_normalisation_by_hand(folder: Path) -> None:
+    card = read_card(folder)
+    image = np.tile(np.array(card.scaling.mean, np.float32).reshape(1, 6, 1, 1), (1, 1, 64, 64))
+    image[0, 3, 0, 0] += np.float32(2 * card.scaling.std[3])
+    image[0, :, 0, 1] = np.nan
+    expected = np.zeros((1, 6, 64, 64), np.float32)
+    expected[0, 3, 0, 0] = 2
+    np.testing.assert_allclose(prepare(image, card), expected, atol=1e-5)
+
+
+def test_what_does_not_fit_the_card_is_refused(folder: Path) -> None:
+    card = read_card(folder)
+    good = random_patch(card)
+    with pytest.raises(ModelError, match=r"takes \[N, 6, 64, 64\] \(bands blue, .*got \[1, 5, 64, 64\]"):
+        prepare(good[:, :5], card)
+    with pytest.raises(ModelError, match=r"got \[1, 6, 32, 64\]"):
+        prepare(good[:, :, :32], card)
+    numbers = good.copy()
+    numbers[:, 2] = 9000.0
+    with pytest.raises(ModelError, match=f"scaling out of range: band {BANDS[2]} has a median of 9000"):
+        prepare(numbers, card)
+    bright = good.copy()
+    bright[:, :, :8, :8] = 30.0  # a few glints are not a wrong scaling
+    assert np.isfinite(prepare(bright, card)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"engine": "torch", "precision": "bf16"}, "needs a GPU"),
+        ({"engine": "onnx", "precision": "fp16"}, "needs a GPU"),
+    ],
+)
+def test_precisions_of_gpus_are_refused_on_a_cpu(folder: Path, options: dict[str, str], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        open_segmenter(folder, device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_a_worker_opens_a_model_once(folder: Path) -> None:
+    first = segmenter_for_worker(folder, "torch", "cpu")
+    assert segmenter_for_worker(folder, "torch", "cpu") is first
+
+
+def test_import_of_a_graph_makes_a_package_that_says_the_same(folder: Path, tmp_path: Path) -> None:
+    graph = export_onnx(folder)
+    card = json.loads((folder / "model.json").read_text())
+    del card["sha256"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    imported = tmp_path / "imported"
+    import_onnx(graph, tmp_path / "card.json", imported)
+    assert verify_package(imported) == read_card(imported)
+    assert load_package(imported).is_onnx
+    images = patches(folder)
+    np.testing.assert_array_equal(
+        open_segmenter(imported, device="cpu").logits(images), open_segmenter(folder, "onnx", "cpu").logits(images)
+    )
+    with pytest.raises(ModelError, match="only the onnx engine"):
+        open_segmenter(imported, "torch", device="cpu")
+
+
+def test_import_refuses_a_card_that_promises_something_else(folder: Path, tmp_path: Path) -> None:
+    graph = export_onnx(folder)
+    card = json.loads((folder / "model.json").read_text())
+    for change, told in [
+        ({}, "sha256 is"),
+        ({"sha256": None, "labels": card["labels"][:3]}, r"returns float32 \[1, 4, 64, 64\], its card promises"),
+        ({"sha256": None, "patch": {"size": 96, "stride": 48}}, "fails on a patch of the card"),
+    ]:
+        fields = {key: value for key, value in {**card, **change}.items() if value is not None}
+        (tmp_path / "card.json").write_text(json.dumps(fields))
+        with pytest.raises(ModelError, match=told):
+            import_onnx(graph, tmp_path / "card.json", tmp_path / "imported")
+    shutil.copy(folder / "model.safetensors", tmp_path / "not.onnx")
+    (tmp_path / "card.json").write_text(json.dumps({key: value for key, value in card.items() if key != "sha256"}))
+    with pytest.raises(ModelError, match="ONNX Runtime cannot load it"):
+        import_onnx(tmp_path / "not.onnx", tmp_path / "card.json", tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
