@@ -27,23 +27,19 @@ RETRIES = {"plan_run": 2, "fetch_scenes": 2}
 
 def as_task(stage: Callable[..., Any], *arguments: Any) -> Any:
     """Run a stage as a Prefect task of its own name; arguments are passed as they are, neither hashed nor stored."""
-    wrapped = task(
-        _unquoted(stage),
-        name=stage.__name__,
-        retries=RETRIES.get(stage.__name__, 0),
-        retry_delay_seconds=5,
-        retry_condition_fn=_worth_retrying,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-    return wrapped(*[quote(argument) for argument in arguments])
 
+    def body(*quoted: Any) -> Any:
+        return stage(*[argument.unquote() if isinstance(argument, quote) else argument for argument in quoted])
 
-def _unquoted(stage: Callable[..., Any]) -> Callable[..., Any]:
-    def body(*arguments: Any) -> Any:
-        return stage(*[a.unquote() if isinstance(a, quote) else a for a in arguments])
-
-    return body
+    options: dict[str, Any] = {
+        "name": stage.__name__,
+        "retries": RETRIES.get(stage.__name__, 0),
+        "retry_delay_seconds": 5,
+        "retry_condition_fn": _worth_retrying,
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+    }
+    return task(**options)(body)(*[quote(argument) for argument in arguments])
 
 
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:

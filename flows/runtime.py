@@ -42,7 +42,11 @@ def _local_cluster(compute: Compute) -> Iterator[Pool]:
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs="ERROR"
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs="ERROR",
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -61,7 +65,9 @@ def _remote_cluster(compute: Compute) -> Iterator[Pool]:
     with client:
         client.wait_for_workers(1, timeout=60)
         slots = sum(client.nthreads().values()) if compute.workers == "auto" else compute.workers
-        yield Pool(client.get_executor(pure=False, retries=0), slots, f"Dask scheduler {compute.executor}, {slots} threads")
+        yield Pool(
+            client.get_executor(pure=False, retries=0), slots, f"Dask scheduler {compute.executor}, {slots} threads"
+        )
 
 
 def worker_count(compute: Compute) -> int:

@@ -95,7 +95,7 @@ def committed_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put folder `new` in the place of `final` (both on one file system); the old one goes after the new one is there."""
+    """Put folder `new` in the place of `final` (on one file system); the old one goes after the new one is there."""
     for path in new.rglob("*"):
         _sync(path)
     old = final.with_name(f".{final.name}.old")

@@ -89,7 +89,7 @@ def _scenes(plan: Plan, images: pd.DataFrame) -> GeoDataFrame:
     import geopandas as gpd
 
     seen = set(images["scene"])
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for scene in plan.scenes.values():
         masked = None if QA_PIXEL in scene.assets else "no QA_PIXEL: masked by fill only, clouds count as ground"
         reason = masked if scene.id in seen else "no clear pixel over any event"
@@ -101,7 +101,7 @@ def _scenes(plan: Plan, images: pd.DataFrame) -> GeoDataFrame:
     table["cloud_cover"] = table["cloud_cover"].astype("float64")
     shapes = [shapely.from_wkt(row[-1]) if row[-1] else None for row in rows]
     frame = gpd.GeoDataFrame(table.drop(columns="wkt"), geometry=shapes, crs="EPSG:4326")
-    return frame.sort_values("scene_id", ignore_index=True)  # type: ignore[no-any-return]
+    return frame.sort_values("scene_id", ignore_index=True)
 
 
 def _blocks(plan: Plan, records: dict[str, BlockRecord]) -> GeoDataFrame:
@@ -152,7 +152,11 @@ def _record(
         "inputs": {"plan": plan.inputs, "loss": Path(config.loss.source).name, "scenes": sorted(plan.scenes)},
         "versions": {**versions(), "code": code_digest()},
         "config": _public(config),
-        "grid": {"crs": plan.grid.crs, "resolution": plan.grid.resolution, "shape": [plan.grid.height, plan.grid.width]},
+        "grid": {
+            "crs": plan.grid.crs,
+            "resolution": plan.grid.resolution,
+            "shape": [plan.grid.height, plan.grid.width],
+        },
         "aoi": json.loads(shapely.to_geojson(shapely.from_wkt(plan.aoi))),
         "warnings": warnings,
         "timings": {
@@ -167,7 +171,7 @@ def _record(
 
 
 def _public(config: RunConfig) -> dict[str, Any]:
-    """The configuration as it goes into the product: file names without the folders of this machine, no compute section."""
+    """The configuration as it goes into the product: file names without folders, no compute section."""
 
     def name(value: Any) -> Any:
         if isinstance(value, dict):
@@ -176,4 +180,6 @@ def _public(config: RunConfig) -> dict[str, Any]:
             return [name(item) for item in value]
         return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
-    return dict(name(config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})))
+    return dict(
+        name(config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}}))
+    )

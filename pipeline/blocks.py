@@ -52,7 +52,7 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """How a block ended: `status` done, existing or failed, the `reason` of a failure, and the checkpoint's folder name."""
+    """How a block ended: `status` done, existing or failed, the `reason` of a failure, its checkpoint's folder name."""
 
     block: str
     status: str
@@ -174,7 +174,10 @@ def _predict_year(
     extents = {int(k): bounds[k - 1] for k in np.unique(loss) if k}
     patches = lay_patches(dataset, plan.layout, plan.grid, block, loss, extents)
     images = _fill_composite(plan, block, loss, scenes, patches, image)
-    inside = slice(block.row0 - row0, block.row0 - row0 + block.height), slice(block.col0 - col0, block.col0 - col0 + block.width)
+    inside = (
+        slice(block.row0 - row0, block.row0 - row0 + block.height),
+        slice(block.col0 - col0, block.col0 - col0 + block.width),
+    )
     clear = np.where(np.isnan(image[0][inside]), 0, loss)
     # patches without a clear loss pixel say nothing that is kept
     patches = lay_patches(dataset, plan.layout, plan.grid, block, clear, extents) if clear.any() else []

@@ -25,11 +25,15 @@ app = typer.Typer(
     help="Why was it cleared? Drivers of forest loss from Landsat, patch by patch, as a GeoPackage.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-models_app = typer.Typer(help="Model packages: list, show, verify, import.", no_args_is_help=True, rich_markup_mode=None)
+models_app = typer.Typer(
+    help="Model packages: list, show, verify, import.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(models_app, name="models")
 
 Config = Annotated[Path, typer.Argument(help="configuration file (YAML)", metavar="CONFIG")]
-Options = Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="override a key, e.g. grid.block=1024")]
+Options = Annotated[
+    list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="override a key, e.g. grid.block=1024")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -40,7 +44,7 @@ def main() -> None:
     except ClearcauseError as error:
         code = _fail(error, error.exit_code)
     except typer.TyperException as error:
-        error.show()
+        error.show()  # type: ignore[attr-defined]
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; run the same command again to go on from what is done", file=sys.stderr)
@@ -164,7 +168,13 @@ def _progress() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("blocks"), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    columns = (
+        SpinnerColumn(),
+        TextColumn("blocks"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         job = bar.add_task("", total=None)
 
@@ -275,10 +285,17 @@ def models_list(
 
     found = list_packages(root)
     if json_:
-        print(json.dumps([{"folder": str(item.folder), "name": item.name, "fault": item.fault} for item in found]))
+        print(
+            json.dumps(
+                [
+                    {"folder": str(item.folder), "name": item.card.name if item.card else None, "fault": item.fault}
+                    for item in found
+                ]
+            )
+        )
         return
     for item in found:
-        print(f"{item.folder}  {item.name}  {item.fault or 'sound'}")
+        print(f"{item.folder}  {item.card.name if item.card else '-'}  {item.fault or 'sound'}")
 
 
 @models_app.command("show")

@@ -163,7 +163,7 @@ class RunConfig(Section):
 
     @property
     def work(self) -> Path:
-        """Folder of the run's state (plan, checkpoints, log): beside the product, so that the product holds itself only."""
+        """Folder of the run's state (plan, checkpoints, log), beside the product: the product holds itself only."""
         return self.output.dir.with_name(self.output.dir.name + ".work")
 
 
@@ -232,7 +232,19 @@ def _explain(error: ValidationError) -> str:
 
 
 def _all_keys() -> list[str]:
-    sections = [RunConfig, Region, UnitLayer, Loss, Imagery, ImageWindow, GridSpec, Tiling, Compute, Overlay, Output]
+    sections: list[type[BaseModel]] = [
+        RunConfig,
+        Region,
+        UnitLayer,
+        Loss,
+        Imagery,
+        ImageWindow,
+        GridSpec,
+        Tiling,
+        Compute,
+        Overlay,
+        Output,
+    ]
     return sorted({key for section in sections for key in section.model_fields})
 
 

@@ -1,4 +1,4 @@
-"""The demo: a simulated province with known truth, run like any region, and held against its truth. All of it is simulated."""
+"""The demo: a simulated province with known truth, run like any region and held against its truth. All simulated."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def province_config(config: Path, province: Province, product: Path, *overrides:
         "imagery.source": province.scenes,
         "output.dir": product,
     }
-    return load_config(config, (*(f"{key}={json.dumps(str(path.resolve()))}" for key, path in paths.items()), *overrides))
+    return load_config(
+        config, (*(f"{key}={json.dumps(str(path.resolve()))}" for key, path in paths.items()), *overrides)
+    )
 
 
 def compare(product: Path, province: Province) -> Comparison:
@@ -140,11 +142,17 @@ def true_classes(events: Any, province: Province) -> np.ndarray:
 
 def render_comparison(result: Comparison) -> str:
     """The comparison as text for a terminal."""
-    lines = ["", "simulated province: predicted against true area", f"{'driver':<36}{'true ha':>12}{'predicted ha':>14}{'differs':>10}"]
+    lines = [
+        "",
+        "simulated province: predicted against true area",
+        f"{'driver':<36}{'true ha':>12}{'predicted ha':>14}{'differs':>10}",
+    ]
     for item in FOREST_LOSS_DRIVERS:
         true, predicted = result.true_ha[item.name], result.predicted_ha[item.name]
         differs = f"{predicted / true - 1:+.1%}" if true else "-"
         lines.append(f"{item.title:<36}{true:>12,.1f}{predicted:>14,.1f}{differs:>10}")
     share = result.right / result.classified if result.classified else float("nan")
-    lines.append(f"{result.right} of {result.classified} classified events are right ({share:.1%}); {result.events} events in all")
+    lines.append(
+        f"{result.right} of {result.classified} classified events are right ({share:.1%}); {result.events} events"
+    )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ CLASSIFIED, UNCERTAIN, NO_IMAGERY, FAILED = "classified", "uncertain", "no_image
 
 @dataclass(frozen=True)
 class Drivers:
-    """Answers by event: status [n], probabilities float64 [n, classes] (NaN where none), index of the class [n] (-1 where none)."""
+    """Answers by event: status [n], p float64 [n, classes] (NaN where none), index of the class [n] (-1 where none)."""
 
     status: np.ndarray
     probabilities: np.ndarray
@@ -38,7 +38,9 @@ class DriverParams:
     uncertain_below: float = 0.5
 
 
-def decide(sums: np.ndarray, clear: np.ndarray, failed: np.ndarray, scheme: LabelScheme, params: DriverParams) -> Drivers:
+def decide(
+    sums: np.ndarray, clear: np.ndarray, failed: np.ndarray, scheme: LabelScheme, params: DriverParams
+) -> Drivers:
     """Turn summed logits into drivers.
 
     The event's logits are the mean over its clear pixels; p = softmax(mean / temperature) (Guo et al. 2017).

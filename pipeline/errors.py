@@ -1,15 +1,15 @@
 """Every error a user can meet, each one readable line that names the file, key or scene and the remedy.
 
-    ClearcauseError
-    ├── InputError            what was given cannot work: nothing was started (exit code 2)
-    │   ├── ConfigError       a key, a path or an argument of the configuration
-    │   ├── LossError         the loss raster or the loss polygons
-    │   ├── ModelError        a model package (digest, bands, classes, engine)
-    │   └── OutputError       the output folder: in use, not writable, foreign files
-    ├── SceneError            one scene cannot serve: recorded in `scenes`, the run goes on without it
-    ├── BlockError            one block cannot be computed: recorded in `blocks` with its reason
-    ├── IncompleteError       some blocks failed and the product was withheld (exit code 3)
-    └── ProductError          a product is not sound (`inspect`), or could not be written whole
+ClearcauseError
+├── InputError            what was given cannot work: nothing was started (exit code 2)
+│   ├── ConfigError       a key, a path or an argument of the configuration
+│   ├── LossError         the loss raster or the loss polygons
+│   ├── ModelError        a model package (digest, bands, classes, engine)
+│   └── OutputError       the output folder: in use, not writable, foreign files
+├── SceneError            one scene cannot serve: recorded in `scenes`, the run goes on without it
+├── BlockError            one block cannot be computed: recorded in `blocks` with its reason
+├── IncompleteError       some blocks failed and the product was withheld (exit code 3)
+└── ProductError          a product is not sound (`inspect`), or could not be written whole
 """
 
 

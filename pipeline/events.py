@@ -113,7 +113,7 @@ def _claim(
 
 def to_fixed_point(logits: np.ndarray) -> np.ndarray:
     """Logits as integers in fixed point (int64), clipped to +-4096, far beyond what a probability can show."""
-    return np.rint(np.clip(logits, -_MOST, _MOST) * FIXED_POINT).astype(np.int64)
+    return np.asarray(np.rint(np.clip(logits, -_MOST, _MOST) * FIXED_POINT).astype(np.int64))
 
 
 def sum_by_event(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from rasterio.transform import Affine
-from shapely import Geometry
+from shapely.geometry.base import BaseGeometry as Geometry
 
 from pipeline.errors import ConfigError
 
@@ -143,7 +143,8 @@ def _read_polygons(path: Path) -> Geometry:
     reasons = [shapely.is_valid_reason(g) for g in polygons if not g.is_valid]
     if reasons:
         raise ConfigError(f"region.aoi {path}: invalid polygon ({reasons[0]}); repair it (QGIS: Fix geometries)")
-    return polygons.to_crs("EPSG:4326").union_all()
+    union: Geometry = polygons.to_crs("EPSG:4326").union_all()
+    return union
 
 
 def read_vector(path: Path, layer: str | None, key: str) -> Any:

@@ -19,7 +19,7 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 @dataclass(frozen=True)
 class DriverClass:
-    """One class: raster `code` 1..254, column-safe `name`, `title` for people, `colour` as #rrggbb, `parent` class name."""
+    """One class: raster `code` 1..254, column-safe `name`, `title` for people, `colour` #rrggbb, `parent` class."""
 
     code: int
     name: str

@@ -23,7 +23,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from shapely import Geometry
+from shapely.geometry.base import BaseGeometry as Geometry
 
 from pipeline.errors import ConfigError, LossError
 from pipeline.grid import area_ha, read_vector, reproject
@@ -54,7 +54,7 @@ class LossEvents:
     """The events of a region, and what was left out.
 
     Attributes:
-        events: GeoDataFrame in EPSG:4326 sorted by event_id: event_id, loss_year, area_ha (ellipsoidal), geometry (MultiPolygon).
+        events: GeoDataFrame in EPSG:4326 sorted by event_id: event_id, loss_year, area_ha (ellipsoidal), geometry.
         below_count: patches smaller than `min_area_ha`.
         below_ha: their area in hectares.
         description: the source in words, for the run record.
@@ -174,14 +174,14 @@ def _label(
 
 def _touching(above: np.ndarray, below: np.ndarray, years: np.ndarray) -> np.ndarray:
     """Pairs [n, 2] of labels in two neighbouring rows that touch (8 neighbours) and are of one year."""
-    pairs = []
+    pairs: list[np.ndarray] = []
     for shift in (-1, 0, 1):
         upper = above[max(shift, 0) : len(above) + min(shift, 0)]
         lower = below[max(-shift, 0) : len(below) + min(-shift, 0)]
         both = (upper > 0) & (lower > 0)
         pairs.append(np.column_stack([upper[both], lower[both]]))
     found = np.unique(np.concatenate(pairs), axis=0)
-    return found[years[found[:, 0]] == years[found[:, 1]]]
+    return np.asarray(found[years[found[:, 0]] == years[found[:, 1]]])
 
 
 def _first_pixel(geometry: np.ndarray, transform: Any) -> np.ndarray:

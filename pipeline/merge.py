@@ -33,7 +33,7 @@ _CODES = 256
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all blocks by event row: clear pixels [n], logits int64 [n, classes], and the images that saw each event."""
+    """Sums over all blocks by event row: clear pixels [n], logits int64 [n, classes], the images of each event."""
 
     clear: np.ndarray
     logits: np.ndarray
@@ -54,7 +54,8 @@ def read_sums(work: Path, records: Iterable[BlockRecord], count: int, scheme: La
         images.append(pq.read_table(folder / IMAGES).to_pandas())
     empty = pd.DataFrame({"event": np.zeros(0, np.int64), "scene": np.zeros(0, object), "clear": np.zeros(0, np.int64)})
     frame = pd.concat(images, ignore_index=True) if images else empty
-    return Sums(clear, logits, frame.groupby(["event", "scene"], as_index=False)["clear"].sum())
+    seen: pd.DataFrame = frame.groupby(["event", "scene"], as_index=False)[["clear"]].sum()
+    return Sums(clear, logits, seen)
 
 
 def failed_events(work: Path, plan: Plan, failed: Iterable[str], count: int) -> np.ndarray:
@@ -82,7 +83,7 @@ def event_table(
     _add_images(out, sums.images, plan)
     points = shapely.point_on_surface(np.asarray(events.geometry.values))
     out["lon"], out["lat"] = shapely.get_x(points), shapely.get_y(points)
-    return out.set_geometry(events.geometry)  # type: ignore[no-any-return]
+    return out.set_geometry(events.geometry)
 
 
 def _add_driver(out: Any, drivers: Drivers, scheme: LabelScheme) -> None:
@@ -125,22 +126,28 @@ def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path)
     paths = folder / "drivers.tif", folder / "confidence.tif"
     windows = {b.block.id: b.block for b in plan.blocks}
     codes = CodeRaster(folder, "codes", (plan.grid.height, plan.grid.width), plan.grid.crs, plan.grid.geobox.affine)
-    with codes, rasterio.open(paths[0], "w", **profile) as drivers, rasterio.open(paths[1], "w", **profile) as confidence:
-        with rasterio.open(work / LABELS_FILE) as labels:
-            for record in records:
-                block = windows[record.block]
-                window = Window(block.col0, block.row0, block.width, block.height)
-                with np.load(work / "blocks" / record.checkpoint / RASTERS, allow_pickle=False) as arrays:
-                    classes = arrays["drivers"]
-                    drivers.write(classes, 1, window=window)
-                    confidence.write(arrays["confidence"], 1, window=window)
-                events = labels.read(1, window=window)
-                joined = np.where(classes != NO_DATA, events * _CODES + classes, 0)
-                codes.write(joined, block.row0, block.col0)
+    with (
+        codes,
+        rasterio.open(paths[0], "w", **profile) as drivers,
+        rasterio.open(paths[1], "w", **profile) as confidence,
+        rasterio.open(work / LABELS_FILE) as labels,
+    ):
+        for record in records:
+            block = windows[record.block]
+            window = Window(block.col0, block.row0, block.width, block.height)
+            with np.load(work / "blocks" / record.checkpoint / RASTERS, allow_pickle=False) as arrays:
+                classes = arrays["drivers"]
+                drivers.write(classes, 1, window=window)
+                confidence.write(arrays["confidence"], 1, window=window)
+            events = labels.read(1, window=window)
+            joined = np.where(classes != NO_DATA, events * _CODES + classes, 0)
+            codes.write(joined, block.row0, block.col0)
     return *paths, codes
 
 
-def patch_table(codes: CodeRaster, confidence: Path, events: GeoDataFrame, grid: RunGrid, scheme: LabelScheme) -> GeoDataFrame:
+def patch_table(
+    codes: CodeRaster, confidence: Path, events: GeoDataFrame, grid: RunGrid, scheme: LabelScheme
+) -> GeoDataFrame:
     """The `patches` layer: connected pixels (4 neighbours) of one driver inside one event, EPSG:4326."""
     import geopandas as gpd
 
@@ -166,7 +173,7 @@ def patch_table(codes: CodeRaster, confidence: Path, events: GeoDataFrame, grid:
         return table
     corner = shapely.bounds(polygons)
     order = np.lexsort((corner[:, 0], -corner[:, 3], code, row))
-    return table.iloc[order].reset_index(drop=True)  # type: ignore[no-any-return]
+    return table.iloc[order].reset_index(drop=True)
 
 
 def _mean_confidence(polygons: np.ndarray, confidence: Path, grid: RunGrid) -> np.ndarray:

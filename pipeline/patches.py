@@ -18,7 +18,7 @@ from pipeline.grid import Block, RunGrid
 from pipeline.lattice import Patch, PatchLayout, overlap, starts
 
 
-class CompositeDataset(GeoDataset):  # type: ignore[misc]
+class CompositeDataset(GeoDataset):
     """One composite as a torchgeo dataset: [x, y] of the grid's CRS to `image`, float32 [bands, height, width].
 
     `image` is the composite of a window of the run's grid (NaN = not observed); queries reach outside it as NaN.
@@ -31,7 +31,7 @@ class CompositeDataset(GeoDataset):  # type: ignore[misc]
         always = pd.IntervalIndex.from_arrays(
             [pd.Timestamp("1972-07-23")], [pd.Timestamp("2100-01-01")], closed="both", name="datetime"
         )
-        self.index = gpd.GeoDataFrame(geometry=[window.extent.geom], crs=window.crs.to_wkt(), index=always)
+        self.index = gpd.GeoDataFrame(geometry=[window.extent.geom], crs=str(window.crs), index=always)
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
         """Return the image over pixel-aligned slices (x, y)."""
@@ -51,7 +51,7 @@ class CompositeDataset(GeoDataset):  # type: ignore[misc]
         return out
 
 
-class EventPatchSampler(SpatialSampler):  # type: ignore[misc]
+class EventPatchSampler(SpatialSampler):
     """Patches centred on events (the paper's protocol): one for each, several in a row for one larger than a patch.
 
     Args:
@@ -99,14 +99,14 @@ def lay_patches(
         bounds: label to (row0, col0, row1, col1) of the whole event on the run's grid; used by `events`.
     """
     if layout.mode == "grid":
-        sampler = GriddedPatchSampler(dataset, size=layout.size, stride=layout.stride)
-        found = [Patch(*_pixel(query, grid)) for query in sampler]
+        lattice = GriddedPatchSampler(dataset, size=layout.size, stride=layout.stride)
+        found = [Patch(*_pixel(query, grid)) for query in lattice]
     else:
         present = [int(label) for label in np.unique(labels) if label]
         extents = np.array([bounds[label] for label in present]).reshape(-1, 4)
-        sampler = EventPatchSampler(dataset, extents, layout.size, layout.stride, (grid.x0, grid.y0))
+        centred = EventPatchSampler(dataset, extents, layout.size, layout.stride, (grid.x0, grid.y0))
         found = [
-            Patch(*_pixel(query, grid), present[k]) for query, (k, _, _) in zip(sampler, sampler.windows, strict=True)
+            Patch(*_pixel(query, grid), present[k]) for query, (k, _, _) in zip(centred, centred.windows, strict=True)
         ]
     touching = [patch for patch in found if _touches(patch, layout.size, block, labels)]
     return sorted(touching, key=lambda patch: (patch.event, patch.row0, patch.col0))

@@ -19,7 +19,7 @@ import numpy as np
 import rasterio
 import shapely
 from rasterio.windows import Window
-from shapely import Geometry
+from shapely.geometry.base import BaseGeometry as Geometry
 
 from pipeline.artifacts import digest, write_json
 from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
@@ -48,7 +48,7 @@ class PlannedBlock:
 
 @dataclass(frozen=True)
 class Plan:
-    """A frozen run: grid, patch layout, model, scenes (chosen and refused), blocks. `inputs` is the digest it was made from."""
+    """A frozen run: grid, patch layout, model, scenes (chosen and refused), blocks; `inputs` digests its sources."""
 
     inputs: str
     region: str
@@ -123,7 +123,8 @@ def read_plan(folder: Path) -> Plan:
     )
     rest = {
         "grid": RunGrid(**tree["grid"]), "layout": PatchLayout(**tree["layout"]), "scenes": scenes, "refused": refused,
-        "blocks": blocks, "years": tuple(tree["years"]), "bands": tuple(tree["bands"]), "warnings": tuple(tree["warnings"]),
+        "blocks": blocks, "years": tuple(tree["years"]), "bands": tuple(tree["bands"]),
+        "warnings": tuple(tree["warnings"]),
     }  # fmt: skip
     return Plan(**{**tree, **rest})
 
@@ -165,7 +166,7 @@ def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, layout: Patch
 
 
 def _count_patches(loss: np.ndarray, block: Block, layout: PatchLayout) -> int:
-    """Lattice patches that touch `loss` [block.height, block.width]; for `events` layouts the figure is an estimate."""
+    """Lattice patches that touch `loss` [block.height, block.width]; an estimate where patches are laid by events."""
     row0, col0, height, width = lattice_window(block, layout)
     integral = np.zeros((loss.shape[0] + 1, loss.shape[1] + 1), np.int64)
     integral[1:, 1:] = loss.cumsum(0, dtype=np.int64).cumsum(1)
@@ -256,13 +257,14 @@ def assign_scenes(
 def outline(grid: RunGrid, row0: int, col0: int, height: int, width: int) -> Geometry:
     """Outline of a window of the grid as a polygon in EPSG:4326, edges densified."""
     extent = grid.window(row0, col0, height, width).extent.geom
-    return reproject(shapely.segmentize(extent, grid.resolution * 256), grid.crs, "EPSG:4326")
+    polygon: Geometry = reproject(shapely.segmentize(extent, grid.resolution * 256), grid.crs, "EPSG:4326")
+    return polygon
 
 
 def loss_areas(
     blocks: Mapping[str, FoundBlock], grid: RunGrid, layout: PatchLayout, years: Sequence[int]
 ) -> dict[int, Geometry]:
-    """Where imagery of each loss year is needed (EPSG:4326): its blocks with their margins. Years without loss are absent."""
+    """Where imagery of each loss year is needed (EPSG:4326): its blocks with margins; years without loss are absent."""
     boxes: dict[int, list[Geometry]] = defaultdict(list)
     for found in blocks.values():
         box = outline(grid, *lattice_window(found.block, layout))

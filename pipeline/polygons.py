@@ -25,7 +25,8 @@ class CodeRaster:
     def __init__(self, folder: Path, stem: str, shape: tuple[int, int], crs: str, transform: Affine) -> None:
         profile: dict[str, Any] = {
             "driver": "GTiff", "height": shape[0], "width": shape[1], "count": 1, "crs": crs, "transform": transform,
-            "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "zstd", "sparse_ok": True, "bigtiff": "if_safer",
+            "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "zstd", "sparse_ok": True,
+            "bigtiff": "if_safer",
         }  # fmt: skip
         self.codes, self.mask = folder / f"{stem}.tif", folder / f"{stem}-mask.tif"
         self._codes = rasterio.open(self.codes, "w", dtype="int32", nodata=0, **profile)
@@ -94,4 +95,4 @@ def collect(codes: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.nda
     """Join polygons of equal code into MultiPolygons: (sorted distinct codes, MultiPolygons)."""
     order = np.argsort(codes, kind="stable")
     distinct, groups = np.unique(codes[order], return_inverse=True)
-    return distinct, shapely.multipolygons(polygons[order], indices=groups)
+    return distinct, np.asarray(shapely.multipolygons(polygons[order], indices=groups))

@@ -13,7 +13,7 @@ from pipeline.patches import CompositeDataset
 
 
 class Logits(Protocol):
-    """What prediction needs of a model: float32 [n, bands, h, w] reflectance (NaN = not observed) to [n, classes, h, w]."""
+    """What prediction needs of a model: float32 reflectance [n, bands, h, w], NaN = not observed, to class logits."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return class logits of a batch of patches."""

@@ -44,7 +44,7 @@ def clear_mask(qa: np.ndarray) -> np.ndarray:
     return np.asarray((qa & NOT_CLEAR) == 0)
 
 
-class LandsatScenes(GeoDataset):  # type: ignore[misc]
+class LandsatScenes(GeoDataset):
     """Landsat scenes of one block, indexed like any torchgeo dataset by [x, y, t] in the grid's CRS.
 
     A sample holds `image`, float32 [scenes, bands, height, width]: surface reflectance, NaN where a scene has no clear
@@ -179,10 +179,15 @@ def _name(scene: Scene, band: str) -> str:
     return scene.assets[band].href.rsplit("/", 1)[-1]
 
 
+def _wkt(window: GeoBox) -> str:
+    assert window.crs is not None
+    return str(window.crs.to_wkt())
+
+
 def _shift(crs: Any, affine: Affine, window: GeoBox) -> tuple[int, int] | None:
     """Offset (rows, columns) from the window to the file where both share one pixel grid, else None."""
     same = np.allclose((affine.a, affine.b, affine.d, affine.e), window.affine[:2] + window.affine[3:5], atol=1e-9)
-    if not same or crs != rasterio.CRS.from_user_input(window.crs.to_wkt()):
+    if not same or crs != rasterio.CRS.from_user_input(_wkt(window)):
         return None
     col, row = ~affine @ (window.affine.c, window.affine.f)
     if abs(col - round(col)) > _ALIGNED or abs(row - round(row)) > _ALIGNED:
@@ -203,7 +208,7 @@ def _warped(source: Any, crs: Any, affine: Affine, window: GeoBox, band: str, no
         src_transform=affine,
         src_nodata=nodata,
         nodata=nodata,
-        crs=rasterio.CRS.from_user_input(window.crs.to_wkt()),
+        crs=rasterio.CRS.from_user_input(_wkt(window)),
         transform=window.affine,
         height=height,
         width=width,

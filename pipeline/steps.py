@@ -10,13 +10,14 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import shapely
 
 from pipeline import plan as planning
 from pipeline.artifacts import code_digest, digest, replace_folder, stamp, write_json
@@ -27,7 +28,7 @@ from pipeline.errors import ConfigError, IncompleteError, ModelError, OutputErro
 from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.ledger import Ledger, drive
-from pipeline.models.card import ModelCard, read_card
+from pipeline.models.card import ModelCard
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def _checked_model(config: RunConfig) -> ModelCard:
 
     card = load_package(config.model).card
     if config.tiling.patch != card.patch.size:
-        raise ConfigError(f"tiling.patch {config.tiling.patch}: model {card.name} sees patches of {card.patch.size}; set that")
+        raise ConfigError(
+            f"tiling.patch {config.tiling.patch}: model {card.name} sees patches of {card.patch.size}; set that"
+        )
     return card
 
 
@@ -126,7 +129,12 @@ def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
         files += sorted(path for path in source.rglob("*") if path.is_file())
     elif source.is_file():
         files.append(source)
-    return {"config": tree, "files": [stamp(path) for path in files], "model": _model_digest(card), "code": code_digest()}
+    return {
+        "config": tree,
+        "files": [stamp(path) for path in files],
+        "model": _model_digest(card),
+        "code": code_digest(),
+    }
 
 
 def _model_digest(card: ModelCard) -> str:
@@ -159,7 +167,7 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         inputs=inputs,
         region=config.region.name,
         years=config.loss.years,
-        aoi=aoi.wkt,
+        aoi=shapely.to_wkt(aoi, rounding_precision=9),
         grid=grid,
         layout=layout,
         model=_model_digest(card),
@@ -204,8 +212,16 @@ def _warnings(config: RunConfig, card: ModelCard, chosen: dict[int, list[Scene]]
             f"tiling: patch {config.tiling.patch} with stride {config.tiling.stride}, "
             f"the model was judged with {card.patch.size} and {card.patch.stride}"
         )
-    out += [f"scene {s.id}: no QA_PIXEL, so masked by fill only; clouds count as ground" for s in used if QA_PIXEL not in s.assets]
-    out += [f"loss year {year}: no scene can serve; its events end as no_imagery" for year, group in chosen.items() if not group]
+    out += [
+        f"scene {s.id}: no QA_PIXEL, so masked by fill only; clouds count as ground"
+        for s in used
+        if QA_PIXEL not in s.assets
+    ]
+    out += [
+        f"loss year {year}: no scene can serve; its events end as no_imagery"
+        for year, group in chosen.items()
+        if not group
+    ]
     unseen = int((pixels == 0).sum())
     if unseen:
         out.append(f"{unseen} events are smaller than a pixel of the run's grid and share it with others: no_imagery")
@@ -389,14 +405,18 @@ def check_output(config: RunConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output.dir {folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
-        raise OutputError(f"output.dir {folder}: holds files that are not a product of Clearcause; name an empty folder")
+        raise OutputError(
+            f"output.dir {folder}: holds files that are not a product of Clearcause; name an empty folder"
+        )
     try:
         config.work.mkdir(parents=True, exist_ok=True)
         probe = config.work / ".writable"
         probe.write_bytes(b"1" * 4096)
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"output.dir {config.work}: cannot be written ({error.strerror}); name another folder") from error
+        raise OutputError(
+            f"output.dir {config.work}: cannot be written ({error.strerror}); name another folder"
+        ) from error
 
 
 def versions() -> dict[str, str]:

@@ -44,7 +44,9 @@ def read_units(layer: UnitLayer) -> tuple[GeoDataFrame, list[str]]:
     if invalid:
         warnings.append(f"units {layer.path.name}: {invalid} invalid polygons were repaired")
     polygons = [_polygons_only(g) for g in shapely.make_valid(np.asarray(frame.geometry.values))]
-    table = pd.DataFrame({"unit_id": frame[layer.id].astype(str), "unit_name": frame[layer.name].fillna("").astype(str)})
+    table = pd.DataFrame(
+        {"unit_id": frame[layer.id].astype(str), "unit_name": frame[layer.name].fillna("").astype(str)}
+    )
     table["geometry"] = polygons
     table = table[[g is not None for g in polygons]]
     if table.empty:
@@ -114,7 +116,7 @@ def overlay_shares(events: np.ndarray, overlay: Overlay) -> tuple[np.ndarray, li
 
 
 def unit_table(events: GeoDataFrame, units: GeoDataFrame, scheme: LabelScheme) -> GeoDataFrame:
-    """Areas by unit: loss_ha, one <class>_ha each, uncertain_ha (of which), no_imagery_ha, failed_ha, dominant_driver."""
+    """Areas by unit: loss_ha, one <class>_ha each, uncertain_ha (of which), no_imagery_ha, failed_ha, main driver."""
     import geopandas as gpd
 
     kind = events["driver"].where(events["driver"].notna(), events["status"])
@@ -131,7 +133,9 @@ def unit_table(events: GeoDataFrame, units: GeoDataFrame, scheme: LabelScheme) -
     classes = areas[[f"{name}_ha" for name in scheme.names]]
     best = np.array(scheme.names, dtype=object)[classes.to_numpy().argmax(axis=1)]
     dominant = pd.Series(np.where(classes.sum(axis=1) > 0, best, None), index=table.index, name="dominant_driver")
-    out = pd.concat([table[["unit_name"]], areas[["loss_ha"]], dominant, areas.drop(columns="loss_ha"), table[["geometry"]]], axis=1)
+    out = pd.concat(
+        [table[["unit_name"]], areas[["loss_ha"]], dominant, areas.drop(columns="loss_ha"), table[["geometry"]]], axis=1
+    )
     out.index.name = "unit_id"
     return gpd.GeoDataFrame(out.reset_index(), geometry="geometry", crs=units.crs)
 
@@ -143,10 +147,13 @@ def summary_table(events: GeoDataFrame) -> pd.DataFrame:
     """
     kind = events["driver"].where(events["driver"].notna(), events["status"]).rename("driver")
     keys: Sequence[Any] = [events["unit_id"], events["unit_name"], events["loss_year"], kind]
-    table = events.groupby(list(keys), sort=True).agg(events=("event_id", "size"), area_ha=("area_ha", "sum")).reset_index()
+    table = (
+        events.groupby(list(keys), sort=True).agg(events=("event_id", "size"), area_ha=("area_ha", "sum")).reset_index()
+    )
     table["area_ha_low"] = np.nan
     table["area_ha_high"] = np.nan
-    return table
+    out: pd.DataFrame = table
+    return out
 
 
 def region_as_unit(name: str, aoi: Any) -> GeoDataFrame:

@@ -12,6 +12,8 @@ from pipeline.models.card import ModelCard, Part
 from pipeline.models.network import Network, build_network
 from pipeline.models.package import save_package
 
+torch.set_num_threads(1)  # torch's threads spin: with two, tests crawl where another process runs
+
 BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
 SMALL_FPN = Part(name="fpn", settings={"pyramid_channels": 32, "segmentation_channels": 32})
 

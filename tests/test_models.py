@@ -121,7 +121,7 @@ def test_bad_settings_are_refused(kind: str, name: str, settings: dict[str, Any]
 
 def test_wrong_size_says_what_to_use() -> None:
     network = build_network(Part(name="resnet18"), SMALL_FPN, Part(name="linear"), 6, 4)
-    with pytest.raises(ModelError, match="100 x 64 pixels.*multiples of 32; use 128 x 64"):
+    with pytest.raises(ModelError, match=r"100 x 64 pixels.*multiples of 32; use 128 x 64"):
         network(torch.zeros(1, 6, 100, 64))
 
 
@@ -146,5 +146,5 @@ def test_weights_from_a_file_reach_the_encoder(name: str, tmp_path: Path) -> Non
 def test_weights_of_another_network_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"something.weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelError, match="weights .* (cannot be had|fit only 0 of)"):
+    with pytest.raises(ModelError, match=r"weights .* (cannot be had|fit only 0 of)"):
         build_backbone(Part(name=name, settings={"weights": str(path)}), 6)

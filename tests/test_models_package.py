@@ -72,7 +72,9 @@ def test_half_is_smaller_and_names_the_same_classes(tmp_path: Path) -> None:
     cards = [random_package(tmp_path / name, half=name == "half") for name in ("full", "half")]
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.52 * sizes[0]
-    full, half = (TorchEngine(load_package(tmp_path / name)).logits(random_patch(cards[0])) for name in ("full", "half"))
+    full, half = (
+        TorchEngine(load_package(tmp_path / name)).logits(random_patch(cards[0])) for name in ("full", "half")
+    )
     assert (full.argmax(1) == half.argmax(1)).mean() > 0.99
     assert not np.array_equal(full, half)
     stored = load_file(tmp_path / "half" / "model.safetensors")
@@ -107,6 +109,7 @@ def test_listing_tells_faults_and_goes_on(package: Path) -> None:
         ("broken", True, True),
         ("package", False, False),
     ]
+    assert [one.name for one in listed] == ["broken", "sample 1"]
 
 
 def test_saving_beside_an_onnx_graph_is_refused(package: Path) -> None:

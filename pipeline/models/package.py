@@ -62,6 +62,11 @@ class Listed:
     card: ModelCard | None
     fault: str = ""
 
+    @property
+    def name(self) -> str:
+        """Name and version of the model, or the folder's name where the card cannot be read."""
+        return f"{self.card.name} {self.card.version}" if self.card else self.folder.name
+
 
 def load_package(folder: Path) -> Package:
     """Read a package folder and check its digest; raises ModelError naming the file, both digests and the remedy."""

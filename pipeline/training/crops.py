@@ -162,7 +162,7 @@ def _punch(image: NDArray[np.floating], random: np.random.Generator) -> None:
     """Set an ellipse to NaN in place."""
     size = image.shape[-1]
     row, column = random.uniform(0, size, 2)
-    radii = random.uniform(2, size / 5, 2)
+    radii = random.uniform(0.02, 0.2, 2) * size
     rows, columns = np.ogrid[:size, :size]
     image[:, ((rows - row) / radii[0]) ** 2 + ((columns - column) / radii[1]) ** 2 < 1] = np.nan
 

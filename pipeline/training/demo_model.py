@@ -19,15 +19,14 @@ import scipy.ndimage
 from pipeline.catalog.open import open_catalog
 from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
-from pipeline.config import Imagery, ImageWindow
+from pipeline.config import Imagery
 from pipeline.demo import ROOT, province_config, true_classes, write_province
 from pipeline.graph import run_region
-from pipeline.grid import RunGrid
+from pipeline.grid import RunGrid, read_region
 from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.models.card import Part
 from pipeline.models.package import save_package
 from pipeline.plan import ask_catalog, choose_scenes
-from pipeline.grid import read_region
 from pipeline.scenes import LandsatScenes
 from pipeline.simulate import Province, ProvinceParams
 from pipeline.steps import Request
@@ -36,10 +35,10 @@ from pipeline.training.crops import TrainingImage
 from pipeline.training.fit import FitParams, FitResult, NetworkParts, fit
 
 BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
-TRAIN_SEEDS = tuple(range(101, 111))
+TRAIN_SEEDS = tuple(range(101, 109))
 VALIDATION_SEEDS = (201,)
 CALIBRATION_SEEDS = (301, 302)
-TEST_SEEDS = (401, 402, 403)
+TEST_SEEDS = (401, 402)
 PARTS = NetworkParts(
     Part(name="efficientnet-b2"),
     # half the channels of the published FPN: the decoder is 70 % of the work, and these provinces do not need it
@@ -53,7 +52,10 @@ def province(scratch: Path, seed: int, size: int) -> Province:
     """Write (or find) the province of a seed; share of loss and cloud vary with the seed, as provinces do."""
     rng = np.random.default_rng(seed)
     params = ProvinceParams(
-        size=size, seed=seed, loss_share=round(float(rng.uniform(0.06, 0.16)), 3), cloud=round(float(rng.uniform(0.05, 0.3)), 2)
+        size=size,
+        seed=seed,
+        loss_share=round(float(rng.uniform(0.06, 0.16)), 3),
+        cloud=round(float(rng.uniform(0.05, 0.3)), 2),
     )
     return write_province(scratch / f"province-{seed}", params)
 
@@ -64,8 +66,8 @@ def training_images(source: Province) -> list[TrainingImage]:
         drivers, crs, affine = raster.read(1), raster.crs.to_string(), raster.transform
     with rasterio.open(source.truth_year) as raster:
         years = raster.read(1)
-    grid = RunGrid(crs, affine.a, affine.c, affine.f, *drivers.shape, 2048)
-    imagery = Imagery(source=str(source.scenes), window=ImageWindow(first_year=0, last_year=2))
+    grid = RunGrid(crs, affine.a, affine.c, affine.f, drivers.shape[0], drivers.shape[1], 2048)
+    imagery = Imagery.model_validate({"source": str(source.scenes), "window": {"first_year": 0, "last_year": 2}})
     aoi = read_region(source.aoi)
     loss_years = [int(k) + 2000 for k in np.unique(years) if 0 < k < NO_DATA]
     scenes, _ = ask_catalog(open_catalog(imagery.source, imagery.collections, Path()), aoi, loss_years, imagery)
@@ -107,14 +109,14 @@ def card_fields(result: FitResult, calibration: dict[str, Any], scores: list[dic
         "simulated": True,
         "licence": "Apache-2.0",
         "description": (
-            "Trained on simulated scenes from random weights. It shows that the pipeline works and proves nothing about "
-            "the real world: do not quote drivers it gives for real imagery."
+            "Trained on simulated scenes from random weights. It shows that the pipeline works and proves nothing "
+            "about the real world: do not quote drivers it gives for real imagery."
         ),
     }
 
 
 def predictions(package: Path, source: Province, out: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run the pipeline itself on a province: (p [n, classes], true class [n], classified [n]) of events with imagery."""
+    """Run the pipeline itself on a province: (p [n, classes], true class, classified) of its events."""
     import geopandas as gpd
 
     config = province_config(ROOT / "configs" / "demo.yaml", source, out, f"model={package}", "compute.workers=2")
@@ -154,16 +156,22 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=ROOT / "models" / "fpn-efficientnet-b2")
     parser.add_argument("--minutes", type=float, default=35.0, help="wall-clock limit of the training itself")
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--size", type=int, default=1200, help="pixels a side of a province")
+    parser.add_argument("--size", type=int, default=1000, help="pixels a side of a province")
     args = parser.parse_args()
     images = [image for seed in TRAIN_SEEDS for image in training_images(province(args.scratch, seed, args.size))]
-    held_out = [image for seed in VALIDATION_SEEDS for image in training_images(province(args.scratch, seed, args.size))]
+    held_out = [
+        image for seed in VALIDATION_SEEDS for image in training_images(province(args.scratch, seed, args.size))
+    ]
     result = fit(images, held_out, PARTS, FOREST_LOSS_DRIVERS, FitParams(steps=args.steps, minutes=args.minutes))
     raw = args.scratch / "uncalibrated"
     save_package(raw, result.network, card_fields(result, {}, []), half=True)
     p, truth, _ = judge(raw, [province(args.scratch, s, args.size) for s in CALIBRATION_SEEDS], args.scratch)
     temperature = fit_temperature(np.log(np.maximum(p, 1e-9)), truth)
-    calibration = {"method": "temperature", "temperature": temperature, "split": f"simulated provinces {CALIBRATION_SEEDS}"}
+    calibration = {
+        "method": "temperature",
+        "temperature": temperature,
+        "split": f"simulated provinces {CALIBRATION_SEEDS}",
+    }
     warm = args.scratch / "calibrated"
     save_package(warm, result.network, card_fields(result, calibration, []), half=True)
     p, truth, _ = judge(warm, [province(args.scratch, s, args.size) for s in TEST_SEEDS], args.scratch)

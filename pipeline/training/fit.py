@@ -48,7 +48,8 @@ class FitParams:
 
     Attributes:
         steps: optimiser steps; the learning rate has run its course after them or after `minutes`.
-        minutes: wall-clock limit of the whole call. Where it binds, the outcome depends on the machine's speed.
+        minutes: wall-clock limit of the whole call, to within its last validation. Where it binds, the outcome
+            depends on the machine's speed.
         crop, batch: crop size in pixels and crops per step of the last stage.
         early_crop, early_batch, early_share: the same for the first share of the course.
         lr: highest learning rate, after `warmup` (share of the course).
@@ -58,7 +59,7 @@ class FitParams:
         average: decay of the exponential average of the weights.
         calibration_batches: crops x batch used to measure batch-norm statistics.
         validations: how often to validate, the end included, on at most `validation_events` events.
-        seed, threads: random seed; torch threads.
+        seed, threads: random seed; torch threads (see training/environment.py before using more than one).
         report_every: steps between progress lines.
     """
 
