@@ -19,7 +19,8 @@ from pipeline.artifacts import run_lock
 from pipeline.config import load_config
 from pipeline.errors import ClearcauseError
 from pipeline.graph import run_region
-from pipeline.steps import Request, check_output
+from pipeline.request import Request
+from pipeline.steps import check_output
 
 RETRIES = {"plan_run": 2, "fetch_scenes": 2}
 """Stages that talk to the outside are tried again; the others keep their own ledger or are pure."""

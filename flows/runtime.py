@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Compute
 from pipeline.errors import ConfigError
-from pipeline.steps import Pool, thread_pool
+from pipeline.request import Pool, thread_pool
 
 _GIB_PER_WORKER = 3.0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import shapely
 
 from pipeline import merge, units
 from pipeline import plan as planning
-from pipeline.artifacts import code_digest
+from pipeline.artifacts import code_digest, digest
 from pipeline.blocks import BlockRecord
 from pipeline.catalog.scene import QA_PIXEL
 from pipeline.config import RunConfig
@@ -20,7 +22,7 @@ from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverPa
 from pipeline.models.card import ModelCard, read_card
 from pipeline.plan import EVENTS_FILE, Plan
 from pipeline.product.write import ProductInputs
-from pipeline.steps import Request, product_digest, versions
+from pipeline.request import Request
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -183,3 +185,16 @@ def _public(config: RunConfig) -> dict[str, Any]:
     return dict(
         name(config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}}))
     )
+
+
+def product_digest(plan: Plan) -> str:
+    """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
+    root = Path(__file__).parent
+    code = digest([path.read_bytes().hex() for path in sorted((root / "product").rglob("*.py"))])
+    return digest([plan.inputs, sorted(plan.scenes), code])
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result."""
+    names = ("clearcause", "torch", "torchgeo", "onnxruntime", "rasterio", "geopandas", "shapely", "pyproj", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -19,7 +19,7 @@ from pipeline.errors import ClearcauseError, ConfigError
 if TYPE_CHECKING:
     from pipeline.blocks import BlockRecord
     from pipeline.config import RunConfig
-    from pipeline.steps import Outcome
+    from pipeline.request import Outcome
 
 app = typer.Typer(
     help="Why was it cleared? Drivers of forest loss from Landsat, patch by patch, as a GeoPackage.",
@@ -105,10 +105,11 @@ def _run(config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, 
     from flows.runtime import open_pool
     from pipeline import graph, steps
     from pipeline.artifacts import run_lock
+    from pipeline.request import Request
 
     steps.check_output(config)
     with run_lock(config.work), _log_file(config.work), _progress() as progress:
-        request = steps.Request(config, blocks, allow_incomplete, replan, open_pool, progress)
+        request = Request(config, blocks, allow_incomplete, replan, open_pool, progress)
         # a rerun that has nothing to do must not wait for an orchestrator to start
         if not replan and (done := steps.current(request, steps.plan_run(request))) is not None:
             return done
@@ -216,11 +217,12 @@ def plan(
     from flows.runtime import worker_count
     from pipeline import steps
     from pipeline.artifacts import run_lock
+    from pipeline.request import Request
 
     parsed = _load(config, option, year=year)
     steps.check_output(parsed)
     with run_lock(parsed.work), _log_file(parsed.work):
-        made = steps.plan_run(steps.Request(parsed, replan=True))
+        made = steps.plan_run(Request(parsed, replan=True))
     counts = made.counts(worker_count(parsed.compute))
     if json_:
         print(json.dumps(counts))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import steps
-from pipeline.steps import Outcome, Request
+from pipeline.request import Outcome, Request
 
 Call = Callable[..., Any]
 

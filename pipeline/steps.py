@@ -6,14 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,69 +15,21 @@ import shapely
 
 from pipeline import plan as planning
 from pipeline.artifacts import code_digest, digest, replace_folder, stamp, write_json
-from pipeline.blocks import BlockRecord, BlockTask, checkpoint_name, compute_block, found_block
+from pipeline.blocks import BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
-from pipeline.config import Compute, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, IncompleteError, ModelError, OutputError
 from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.ledger import Ledger, drive
 from pipeline.models.card import ModelCard
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
+from pipeline.request import Outcome, Request
 
 if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
-Progress = Callable[[BlockRecord], None]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Where blocks are computed: a `concurrent.futures` executor, how many blocks at once, and its name."""
-
-    executor: Executor
-    slots: int
-    name: str
-
-
-PoolFactory = Callable[[Compute], AbstractContextManager[Pool]]
-
-
-@contextmanager
-def thread_pool(compute: Compute) -> Iterator[Pool]:
-    """The plain executor: threads of this process, one block each."""
-    slots = 1 if compute.workers == "auto" else compute.workers
-    with ThreadPoolExecutor(slots, "block") as executor:
-        yield Pool(executor, slots, f"{slots} thread{'s' if slots > 1 else ''} of this process")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A run as asked for: the configuration, which blocks (all by default), and what may be left out."""
-
-    config: RunConfig
-    blocks: tuple[str, ...] = ()
-    allow_incomplete: bool = False
-    replan: bool = False
-    pool: PoolFactory = field(default=thread_pool, compare=False)
-    progress: Progress = field(default=lambda _: None, compare=False)
-
-    @property
-    def work(self) -> Path:
-        """Folder of the run's state."""
-        return self.config.work
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `status` current, published, or partial (only some blocks were asked for), and the counts."""
-
-    status: str
-    product: Path
-    counts: dict[str, Any]
-
-
 # ---------------------------------------------------------------------------------------------- plan
 
 
@@ -371,15 +317,10 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
 # ---------------------------------------------------------------------------------------------- rerun
 
 
-def product_digest(plan: Plan) -> str:
-    """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
-    root = Path(__file__).parent
-    code = digest([path.read_bytes().hex() for path in sorted((root / "product").rglob("*.py"))])
-    return digest([plan.inputs, sorted(plan.scenes), code])
-
-
 def current(request: Request, plan: Plan) -> Outcome | None:
     """The outcome of an earlier run if its product is whole and nothing has changed since."""
+    from pipeline.assemble import product_digest
+
     record = request.config.output.dir / "run.json"
     if not record.is_file():
         return None
@@ -417,9 +358,3 @@ def check_output(config: RunConfig) -> None:
         raise OutputError(
             f"output.dir {config.work}: cannot be written ({error.strerror}); name another folder"
         ) from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that shapes a result."""
-    names = ("clearcause", "torch", "torchgeo", "onnxruntime", "rasterio", "geopandas", "shapely", "pyproj", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

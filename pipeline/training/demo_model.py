@@ -27,9 +27,9 @@ from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.models.card import Part
 from pipeline.models.package import save_package
 from pipeline.plan import ask_catalog, choose_scenes
+from pipeline.request import Request
 from pipeline.scenes import LandsatScenes
 from pipeline.simulate import Province, ProvinceParams
-from pipeline.steps import Request
 from pipeline.training.calibrate import expected_calibration_error, fit_temperature, wilson
 from pipeline.training.crops import TrainingImage
 from pipeline.training.fit import FitParams, FitResult, NetworkParts, fit

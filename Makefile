@@ -1,0 +1,57 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests. Both install what they need.
+
+# any Python finds a Python: 3.12 or newer, on the PATH, from pyenv, or in the usual places
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.14 python3 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3 /usr/local/bin/python3 /opt/python*/bin/python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && "$$p" -c 'import sys; print(sys.executable)' && break; done)
+BOOT := .bootstrap
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BOOT)/bin/uv
+STAMP := $(VENV)/.installed
+export UV_PYTHON_DOWNLOADS := never
+# Prefect's temporary server may need longer than its default of 20 seconds on a small machine
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
+
+.PHONY: setup demo test test-slow lint format bench clean lock
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.12 or newer is needed and none was found; install one, or run make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(UV) || { $(PYTHON) -m venv $(BOOT) && $(BOOT)/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --python "$(PYTHON)" $(VENV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/clearcause demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+# pins of everything, with digests, for every platform; names no index
+lock: $(STAMP)
+	$(UV) pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.12 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) $(BOOT) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
