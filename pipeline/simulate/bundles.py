@@ -124,11 +124,10 @@ class SceneWriter:
                 inside = qa != QA_FILL
                 target = Window(cols.start, rows.start, len(cols), len(rows))
                 for index, band in enumerate(bands):
-                    value = reflectance[index] * gain[index]
+                    value = reflectance[index]
+                    value *= gain[index]
                     value += self._sensor_noise(shift[index], rows, cols)
-                    number = np.rint((value - np.float32(OFFSET)) / np.float32(SCALE))
-                    number = np.where(inside, np.clip(number, 1, 65535), 0)
-                    band.write(number.astype(np.uint16), 1, window=target)
+                    band.write(_digital_numbers(value, inside), 1, window=target)
                 quality.write(qa, 1, window=target)
                 seen += int(inside.sum())
                 cloudy += int(((qa & CLOUD_BIT) > 0).sum())
@@ -185,6 +184,16 @@ class SceneWriter:
         c = (np.arange(cols.start, cols.stop) + shift[1]) % _NOISE_SIDE
         value: NDArray[np.float32] = self._grain[r][:, c] * np.float32(0.0013)
         return value
+
+
+def _digital_numbers(reflectance: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Collection 2 numbers of reflectance (which is used up), 0 outside the scene."""
+    reflectance -= np.float32(OFFSET)
+    reflectance /= np.float32(SCALE)
+    np.rint(reflectance, out=reflectance)
+    np.clip(reflectance, 1, 65535, out=reflectance)
+    reflectance *= inside
+    return reflectance.astype(np.uint16)
 
 
 @contextmanager

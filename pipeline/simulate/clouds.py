@@ -92,11 +92,16 @@ class Sky:
         cover = np.float32(1.0) - (np.float32(1.0) - body) * (np.float32(1.0) - puff)
         bright = np.float32(0.62) + np.float32(0.38) * np.clip(cloud * 0.7, 0, 1)
         mist = np.float32(self._params.haze) * np.clip(1.0 + 0.5 * haze, 0.1, 2.5)
-        out = np.empty_like(ground)
+        out, spare = np.empty_like(ground), np.empty_like(dark)
         for band in range(6):
-            value = ground[band] * dark + _HAZE[band] * mist
-            value += (_CLOUD[band] * bright - value) * cover
-            out[band] = value + high * np.float32(0.9 if band < 4 else 0.5)
+            # in place: allocating windows costs more than the arithmetic
+            value = np.multiply(ground[band], dark, out=out[band])
+            value += np.multiply(mist, _HAZE[band], out=spare)
+            np.multiply(bright, _CLOUD[band], out=spare)
+            spare -= value
+            spare *= cover
+            value += spare
+            value += np.multiply(high, np.float32(0.9 if band < 4 else 0.5), out=spare)
         return out, self._qa(cloud, rim, shadow, thin, veil, water)
 
     def _qa(

@@ -18,7 +18,8 @@ class ProvinceParams:
         loss_years: calendar years of forest loss, 2001..2023.
         dates: overpasses per path/row, spread over the first loss year .. the last one + 2, mostly in the dry season.
         cloud: mean share of a scene under cloud, 0..0.9.
-        loss_share: share of the province that is loss, 0.01..0.30.
+        loss_share: share of the province that is loss, 0.01..0.30; a small province holds more, since every driver has
+            at least one object (about 650 pixels in all).
         two_zones: the province straddles a UTM zone border and is seen by two path/rows; otherwise by one.
     """
 

@@ -96,10 +96,12 @@ def plantation(rng: np.random.Generator, room: int, years: tuple[int, ...]) -> S
     count = int(parts.max()) + 1
     # cleared in one or two campaigns that advance along the concession
     order = np.sort(_years(rng, years, 2)) if rng.random() < 0.45 else np.repeat(_years(rng, years, 1), 2)
-    share = ndimage.mean(position, np.maximum(parts, 0), np.arange(count))
-    late = np.asarray(share) > rng.uniform(0.35, 0.65)
+    number = np.maximum(parts, 0).ravel()
+    covered = np.bincount(number, minlength=count)  # 0 where the stream took a whole block
+    share = np.bincount(number, position.ravel(), count) / np.maximum(covered, 1)
+    late = share > rng.uniform(0.35, 0.65)
     year = np.where(late, order[1], order[0])
-    cleared = year + np.clip(rng.uniform(0.05, 0.8) + 0.15 * np.asarray(share) + rng.normal(0, 0.04, count), 0.0, 0.98)
+    cleared = year + np.clip(rng.uniform(0.05, 0.8) + 0.15 * share + rng.normal(0, 0.04, count), 0.0, 0.98)
     young = str(rng.choice(["palm", "terraced_palm"])) if palm else "acacia"
     late_pixels = late[np.maximum(parts, 0)]
     parts = np.where(road & (parts >= 0), count + late_pixels, parts)
