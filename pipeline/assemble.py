@@ -83,6 +83,14 @@ def _with_units(events: Any, config: RunConfig, plan: Plan, warnings: list[str])
     ids, names = [*frame["unit_id"], units.OUTSIDE], [*frame["unit_name"], units.OUTSIDE_NAME]
     events["unit_id"] = np.array(ids, dtype=object)[owner]
     events["unit_name"] = np.array(names, dtype=object)[owner]
+    # the first list is tabulated; each further one adds its identifier and name to the events
+    for number, layer in enumerate(config.region.units[1:], 2):
+        further, said = units.read_units(layer)
+        warnings += said
+        owner = units.assign_units(np.asarray(events.geometry.values), np.asarray(further.geometry.values))
+        for column in ("unit_id", "unit_name"):
+            values = np.array([*further[column], None], dtype=object)
+            events[column.replace("unit", f"unit{number}")] = values[owner]
     return events, frame
 
 

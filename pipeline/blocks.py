@@ -24,6 +24,8 @@ import rasterio
 from rasterio.windows import Window
 
 from pipeline.artifacts import code_digest, committed_folder, digest, stamp, write_json
+from pipeline.catalog.fetch import localised
+from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
 from pipeline.events import FIXED_POINT, sum_by_event, to_fixed_point
 from pipeline.grid import Block
@@ -48,6 +50,7 @@ class BlockTask:
     precision: str = "auto"
     batch: int | None = None
     excluded: tuple[str, ...] = ()
+    cache: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def compute_block(task: BlockTask) -> BlockRecord:
     for year, ids in planned.scenes.items():
         loss = np.where(years == year, labels, 0)
         scenes = tuple(s for s in ids if s not in task.excluded)
-        parts.append(_predict_year(plan, planned.block, loss, scenes, bounds, model, task.batch))
+        read = [localised(plan.scenes[s], task.cache) for s in scenes]
+        parts.append(_predict_year(plan, planned.block, loss, read, bounds, model, task.batch))
     with committed_folder(final) as folder:
         _write(folder, planned.block, parts)
         seconds, device = time.perf_counter() - started, str(getattr(model.segmenter, "device", ""))
@@ -161,7 +165,7 @@ def _read_labels(work: Path, block: Block) -> np.ndarray:
 
 
 def _predict_year(
-    plan: Plan, block: Block, loss: np.ndarray, scenes: tuple[str, ...], bounds: np.ndarray, model: _Timed,
+    plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], bounds: np.ndarray, model: _Timed,
     batch: int | None,
 ) -> YearSums:  # fmt: skip
     """One loss year of a block; seven parameters, all of them the block's own facts."""
@@ -186,7 +190,7 @@ def _predict_year(
 
 
 def _fill_composite(
-    plan: Plan, block: Block, loss: np.ndarray, scene_ids: tuple[str, ...], patches: list[Patch], image: np.ndarray
+    plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], patches: list[Patch], image: np.ndarray
 ) -> list[tuple[int, str, int]]:
     """Fill `image` (the block's lattice window) with the composite, tile by tile, only where a patch will look.
 
@@ -197,7 +201,6 @@ def _fill_composite(
 
     row0, col0, height, width = lattice_window(block, plan.layout)
     seen: dict[tuple[int, str], int] = {}
-    scenes = [plan.scenes[s] for s in scene_ids]
     if not scenes or not patches:
         return []
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB), LandsatScenes(scenes, plan.grid, plan.bands) as dataset:
@@ -208,10 +211,10 @@ def _fill_composite(
             inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)
             image[:, *inside], _ = median_composite(stack)
             part = _loss_of(loss, block, top, left, h, w)
-            for scene, observed in zip(scene_ids, ~np.isnan(stack[:, 0]), strict=True):
+            for scene, observed in zip(scenes, ~np.isnan(stack[:, 0]), strict=True):
                 labels, counts = np.unique(part[observed & (part > 0)], return_counts=True)
                 for label, count in zip(labels, counts, strict=True):
-                    seen[int(label) - 1, scene] = seen.get((int(label) - 1, scene), 0) + int(count)
+                    seen[int(label) - 1, scene.id] = seen.get((int(label) - 1, scene.id), 0) + int(count)
     return [(event, scene, count) for (event, scene), count in sorted(seen.items())]
 
 

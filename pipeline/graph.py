@@ -35,7 +35,7 @@ def run_region(request: Request, call: Call = plainly) -> Outcome:
     plan = call(steps.plan_run, request)
     if (done := steps.current(request, plan)) is not None:
         return done
-    call(steps.fetch_scenes, request, plan)
+    plan = call(steps.fetch_scenes, request, plan)
     ledger = call(steps.predict_blocks, request, plan)
     merged = call(steps.merge_blocks, request, ledger)
     if merged is None:

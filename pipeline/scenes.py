@@ -26,6 +26,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset
 
+from pipeline.catalog.check import open_header
 from pipeline.catalog.scene import QA_PIXEL, Asset, Scene
 from pipeline.errors import SceneError
 from pipeline.grid import RunGrid, reproject
@@ -143,7 +144,7 @@ class _Reader:
         self.nodata = self.fill if self.asset.nodata is None or band == QA_PIXEL else self.asset.nodata
         self._stack = ExitStack()
         try:
-            source = self._stack.enter_context(rasterio.open(self.asset.href, driver="GTiff"))
+            source = self._stack.enter_context(open_header(self.asset.href))
             crs = source.crs if source.crs else rasterio.CRS.from_user_input(scene.grid.crs) if scene.grid else None
             if crs is None:
                 raise SceneError(scene.id, f"{band}: no CRS in {_name(scene, band)} and none in its MTL")

@@ -18,7 +18,7 @@ from pipeline.artifacts import code_digest, digest, replace_folder, stamp, write
 from pipeline.blocks import BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, IncompleteError, ModelError, OutputError
+from pipeline.errors import ConfigError, IncompleteError, ModelError, OutputError, SceneError
 from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.ledger import Ledger, drive
@@ -138,7 +138,7 @@ def _check_scenes(scenes: list[Scene], card: ModelCard) -> tuple[list[Scene], li
     refused = [
         Refusal(s.id, reason, s.datetime, s.cloud_cover, s.footprint) for s in scenes if (reason := reasons[s.id])
     ]
-    lacking = [band for band in card.bands if scenes and all(band not in s.assets for s in scenes)]
+    lacking = [band for band in card.bands if scenes and all(band not in scene.assets for scene in scenes)]
     if lacking:
         raise ModelError(
             f"model {card.name}: wants band {lacking[0]}, which none of the {len(scenes)} scenes has; "
@@ -177,23 +177,39 @@ def _warnings(config: RunConfig, card: ModelCard, chosen: dict[int, list[Scene]]
 # ---------------------------------------------------------------------------------------------- fetch
 
 
-def fetch_scenes(request: Request, plan: Plan) -> int:
-    """Make sure that every file the plan names is at hand, and that there is room to work; returns the number of files.
+def fetch_scenes(request: Request, plan: Plan) -> Plan:
+    """Bring every file the plan names to this machine; scenes that cannot be had leave the plan with their reason.
 
     Raises:
-        ConfigError: a file that was there when the plan was made is gone.
         OutputError: too little free space.
     """
-    hrefs = [asset.href for scene in plan.scenes.values() for asset in scene.assets.values()]
-    for href in hrefs:
-        if "://" not in href and not Path(href).is_file():
-            raise ConfigError(f"imagery.source: {href} was there when the plan was made and is gone; run with --replan")
+    from pipeline.catalog.check import check_scene
+    from pipeline.catalog.fetch import fetch_scene, localised, signer
+
+    _check_space(request, plan)
+    imagery = request.config.imagery
+    sign, refused = signer(imagery.source), []
+    for scene in plan.scenes.values():
+        try:
+            fetch_scene(scene, (*plan.bands, QA_PIXEL), imagery.cache, imagery.allow_hosts, sign)
+            reason = check_scene(localised(scene, imagery.cache), plan.bands)
+        except SceneError as error:
+            reason = error.reason
+        if reason:
+            refused.append(_refused(scene, reason))
+    if not refused:
+        return plan
+    thinner = planning.without_scenes(plan, refused)
+    thinner.save(request.work)
+    return thinner
+
+
+def _check_space(request: Request, plan: Plan) -> None:
     pixels = sum(b.block.height * b.block.width for b in plan.blocks)
     need = 20_000_000 + pixels // 2 + plan.event_count * 4_000
     free = shutil.disk_usage(request.work).free
     if free < need:
         raise OutputError(f"output.dir {request.work}: {free >> 20} MB free, about {need >> 20} MB needed")
-    return len(hrefs)
 
 
 # ---------------------------------------------------------------------------------------------- predict
@@ -218,7 +234,15 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
         compute = request.config.compute
         _prepare_engine(request.config)
         tasks = [
-            BlockTask(request.work, plan.inputs, block, request.config.model, compute.engine, compute.precision)
+            BlockTask(
+                request.work,
+                plan.inputs,
+                block,
+                request.config.model,
+                compute.engine,
+                compute.precision,
+                cache=request.config.imagery.cache,
+            )
             for block in missing
         ]
         with request.pool(compute) as pool:

@@ -25,8 +25,9 @@ def open_header(path: Path | str) -> Iterator[DatasetReader]:
     """Open a local GeoTIFF for its header; raises one of UNREADABLE. No other driver: a VRT could name any file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, driver="GTiff") as dataset:
-            yield dataset
+        dataset = rasterio.open(path, driver="GTiff")
+    with dataset:
+        yield dataset
 
 
 def wrs_key(scene: Scene) -> str:
