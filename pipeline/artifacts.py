@@ -55,12 +55,12 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to disk and rename it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with beside.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         beside.replace(path)
@@ -70,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(value, indent=1, default=str, allow_nan=False) + "\n")
+    write_bytes(path, (json.dumps(value, indent=1, default=str, allow_nan=False) + "\n").encode())
 
 
 @contextmanager

@@ -283,7 +283,7 @@ def models_list(
     root: Annotated[Path, typer.Argument(help="folder that holds model packages")] = Path("models"), json_: Json = False
 ) -> None:
     """List the model packages in a folder."""
-    from pipeline.models.package import list_packages
+    from pipeline.models.store import list_packages
 
     found = list_packages(root)
     if json_:

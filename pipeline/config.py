@@ -44,7 +44,9 @@ class Region(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     aoi: Path | tuple[float, float, float, float]
-    units: Annotated[tuple[UnitLayer, ...], BeforeValidator(_listed)] = ()
+    units: Annotated[
+        tuple[UnitLayer, ...], BeforeValidator(_listed, json_schema_input_type=UnitLayer | tuple[UnitLayer, ...])
+    ] = ()
 
 
 class Loss(Section):

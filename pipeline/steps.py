@@ -55,7 +55,7 @@ def plan_run(request: Request) -> Plan:
 
 
 def _checked_model(config: RunConfig) -> ModelCard:
-    from pipeline.models.package import load_package
+    from pipeline.models.store import load_package
 
     card = load_package(config.model).card
     if config.tiling.patch != card.patch.size:

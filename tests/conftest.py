@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ("run_samples",)
 
 
 @pytest.fixture(scope="session")

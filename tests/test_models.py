@@ -16,7 +16,8 @@ from pipeline.models.backbones import build_backbone
 from pipeline.models.card import Part
 from pipeline.models.contracts import FeatureSpec
 from pipeline.models.network import build_network
-from pipeline.models.package import load_network, load_package, save_package
+from pipeline.models.package import load_network, save_package
+from pipeline.models.store import load_package
 
 BACKBONES = [
     "efficientnet-b2",

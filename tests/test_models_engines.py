@@ -14,7 +14,8 @@ from pipeline.errors import ModelError
 from pipeline.models.card import read_card
 from pipeline.models.engines import OnnxEngine, TorchEngine, open_segmenter, prepare, random_patch, segmenter_for_worker
 from pipeline.models.export import CACHE_VARIABLE, export_onnx
-from pipeline.models.package import import_onnx, load_package, verify_package
+from pipeline.models.package import import_onnx, verify_package
+from pipeline.models.store import load_package
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.models.package import Package, load_network, load_package
+from pipeline.models.package import load_network
+from pipeline.models.store import Package, load_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

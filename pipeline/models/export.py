@@ -15,9 +15,11 @@ import torch
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
+from pipeline.artifacts import write_bytes
 from pipeline.errors import ModelError
 from pipeline.models.engines import OnnxEngine, TorchEngine, random_patch
-from pipeline.models.package import Package, load_network, load_package, write_whole
+from pipeline.models.package import load_network
+from pipeline.models.store import Package, load_package
 
 CACHE_VARIABLE = "CLEARCAUSE_CACHE"
 AGREEMENT = 0.9999
@@ -80,8 +82,8 @@ def _export(package: Package, path: Path) -> None:
             f"model {package.folder}: the exported graph names another class than torch on "
             f"{1 - agreement.argmax_agreement:.2%} of a random patch; set engine: torch"
         )
-    write_whole(path, content)
-    write_whole(path.with_suffix(".json"), json.dumps(asdict(agreement), indent=1).encode())
+    write_bytes(path, content)
+    write_bytes(path.with_suffix(".json"), json.dumps(asdict(agreement), indent=1).encode())
 
 
 def _graph(package: Package) -> bytes:
