@@ -206,7 +206,10 @@ def _from_polygons(path: Path, aoi: Geometry, params: LossParams) -> LossEvents:
             f"found {', '.join(map(str, frame.columns))}"
         )
     frame = frame.to_crs("EPSG:4326")
-    year_of = np.asarray(frame[column], dtype="float64")
+    try:
+        year_of = np.asarray(frame[column], dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise LossError(f"loss.source {path}: column {column} must hold years as numbers ({error})") from error
     if frame.empty or not shapely.intersects(frame.geometry.values, aoi).any():
         raise LossError(f"loss.source {path}: does not overlap region.aoi")
     if not np.isin(year_of, params.years).any():

@@ -113,6 +113,8 @@ def _download(url: str, part: Path, allow_hosts: tuple[str, ...]) -> int:
                     stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
+    if size == 0:
+        raise ValueError("what the server sends is no TIFF but nothing at all")
     if declared is not None and int(declared) != size:
         raise ValueError(f"cut off: {size} of {declared} bytes came")
     return size
