@@ -23,15 +23,16 @@ import pyarrow.parquet as pq
 import rasterio
 from rasterio.windows import Window
 
-from pipeline.artifacts import code_digest, committed_folder, digest, stamp, write_json
+from pipeline.artifacts import code_digest, committed_folder, digest, file_sha256, stamp, write_json
 from pipeline.catalog.fetch import localised
 from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
+from pipeline.errors import BlockError
 from pipeline.events import FIXED_POINT, sum_by_event, to_fixed_point
 from pipeline.grid import Block
 from pipeline.labels import NO_DATA
 from pipeline.lattice import Patch, lattice_window
-from pipeline.plan import EVENTS_FILE, LABELS_FILE, Plan, PlannedBlock, read_plan
+from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_plan
 
 _TILE = 512
 _GDAL_CACHE_MB = 256
@@ -40,10 +41,10 @@ RASTERS, SUMS, IMAGES, META = "rasters.npz", "sums.parquet", "images.parquet", "
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What a worker needs to know: where the plan lies, which block, and how to run the model."""
+    """What a worker needs to know: where the plan lies (and its digest), which block, and how to run the model."""
 
     work: Path
-    inputs: str
+    plan: str
     block: str
     model: Path
     engine: str = "auto"
@@ -92,11 +93,11 @@ def checkpoint_name(plan: Plan, planned: PlannedBlock, excluded: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)
-def _opened(work: Path, inputs: str) -> tuple[Plan, np.ndarray, np.ndarray]:
-    """Plan, loss year and bounds by event row, once per process and plan."""
+def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """Plan, loss year and bounds by event row, once per process and plan; `wanted` is the plan file's digest."""
+    if file_sha256(work / PLAN_FILE) != wanted:
+        raise BlockError(f"{work / PLAN_FILE} is not the plan this run was started with; run again")
     plan = read_plan(work)
-    if plan.inputs != inputs:
-        raise RuntimeError(f"plan in {work} changed while the run was going on")
     table = pq.read_table(work / EVENTS_FILE, columns=["loss_year", "row0", "col0", "row1", "col1"])
     columns = [table.column(name).to_numpy() for name in ("row0", "col0", "row1", "col1")]
     return plan, table.column("loss_year").to_numpy(), np.stack(columns, axis=1)
@@ -112,7 +113,7 @@ def compute_block(task: BlockTask) -> BlockRecord:
     from pipeline.models.engines import segmenter_for_worker
 
     started = time.perf_counter()
-    plan, year_of, bounds = _opened(task.work, task.inputs)
+    plan, year_of, bounds = _opened(task.work, task.plan)
     planned = next(b for b in plan.blocks if b.block.id == task.block)
     name = checkpoint_name(plan, planned, task.excluded)
     final = task.work / "blocks" / name

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import shapely
 
 from pipeline import plan as planning
-from pipeline.artifacts import code_digest, digest, replace_folder, stamp, write_json
+from pipeline.artifacts import code_digest, digest, file_sha256, replace_folder, stamp, write_json
 from pipeline.blocks import BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
 from pipeline.config import RunConfig
@@ -233,10 +233,11 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
     if missing:
         compute = request.config.compute
         _prepare_engine(request.config)
+        frozen = file_sha256(request.work / PLAN_FILE)
         tasks = [
             BlockTask(
                 request.work,
-                plan.inputs,
+                frozen,
                 block,
                 request.config.model,
                 compute.engine,

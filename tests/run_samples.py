@@ -255,6 +255,7 @@ def program(*arguments: object, timeout: float = 300, **environment: str) -> End
 def tiny_package(folder: Path, size: int = PATCH, seed: int = 0, bands: tuple[str, ...] = ()) -> Path:
     """A model package with random weights: EfficientNet-B0 (every pixel sees its whole patch) and a small FPN."""
     from model_samples import card_fields, random_network
+
     from pipeline.models.card import Part
     from pipeline.models.package import save_package
 

@@ -9,7 +9,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from run_samples import PRODUCTS, assert_same_results, draw_world, blobs, layer, raster, run, snapshot, write_config
+from run_samples import PRODUCTS, assert_same_results, blobs, draw_world, layer, raster, run, snapshot, write_config
 
 from pipeline import steps
 from pipeline.config import load_config

@@ -43,7 +43,9 @@ def computed(monkeypatch):
 
 
 def ids(config):
-    return [planned["block"]["id"] for planned in json.loads((load_config(config).work / "plan.json").read_text())["blocks"]]
+    return [
+        planned["block"]["id"] for planned in json.loads((load_config(config).work / "plan.json").read_text())["blocks"]
+    ]
 
 
 def test_some_blocks_then_all(world, reference, tiny_model, tmp_path, computed):
