@@ -25,7 +25,8 @@ from pipeline.graph import run_region
 from pipeline.grid import RunGrid, read_region
 from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.models.card import Part
-from pipeline.models.package import save_package
+from pipeline.models.package import load_network, save_package
+from pipeline.models.store import load_package
 from pipeline.plan import ask_catalog, choose_scenes
 from pipeline.request import Request
 from pipeline.scenes import LandsatScenes
@@ -91,8 +92,8 @@ def _composite(scenes: Sequence[Scene], grid: RunGrid) -> np.ndarray:
     return image
 
 
-def card_fields(result: FitResult, calibration: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model card, less the digest of the weights."""
+def card_fields(result: FitResult) -> dict[str, Any]:
+    """The model card of an uncalibrated, unjudged network, less the digest of the weights."""
     return {
         "name": "fpn-efficientnet-b2",
         "version": "1.0.0-simulated",
@@ -103,8 +104,6 @@ def card_fields(result: FitResult, calibration: dict[str, Any], scores: list[dic
         "bands": BANDS,
         "scaling": {"mean": result.mean, "std": result.std},
         "labels": FOREST_LOSS_DRIVERS.to_list(),
-        "calibration": calibration,
-        "scores": scores,
         "training_data": f"simulated provinces only, seeds {TRAIN_SEEDS[0]}..{TRAIN_SEEDS[-1]} (pipeline.simulate)",
         "simulated": True,
         "licence": "Apache-2.0",
@@ -115,8 +114,8 @@ def card_fields(result: FitResult, calibration: dict[str, Any], scores: list[dic
     }
 
 
-def predictions(package: Path, source: Province, out: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run the pipeline itself on a province: (p [n, classes], true class, classified) of its events."""
+def predictions(package: Path, source: Province, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Run the pipeline itself on a province: (p [n, classes], true class index [n]) of its events with imagery."""
     import geopandas as gpd
 
     config = province_config(ROOT / "configs" / "demo.yaml", source, out, f"model={package}", "compute.workers=2")
@@ -125,14 +124,13 @@ def predictions(package: Path, source: Province, out: Path) -> tuple[np.ndarray,
     truth = true_classes(events, source)
     seen = events["driver"].notna().to_numpy() & (truth >= 0)
     p = events[[f"p_{name}" for name in FOREST_LOSS_DRIVERS.names]].to_numpy(dtype=float)
-    return p[seen], truth[seen], (events["status"] == "classified").to_numpy()[seen]
+    return p[seen], truth[seen]
 
 
-def judge(package: Path, sources: Sequence[Province], scratch: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def judge(package: Path, sources: Sequence[Province], scratch: Path) -> tuple[np.ndarray, np.ndarray]:
     """`predictions` over several provinces, together."""
     parts = [predictions(package, source, scratch / f"product-{k}") for k, source in enumerate(sources)]
-    p, truth, classified = (np.concatenate([part[k] for part in parts]) for k in range(3))
-    return p, truth, classified
+    return np.concatenate([p for p, _ in parts]), np.concatenate([truth for _, truth in parts])
 
 
 def scores_of(p: np.ndarray, truth: np.ndarray, split: str) -> list[dict[str, Any]]:
@@ -149,38 +147,48 @@ def scores_of(p: np.ndarray, truth: np.ndarray, split: str) -> list[dict[str, An
     return out
 
 
+def train(scratch: Path, size: int, params: FitParams) -> Path:
+    """Train on simulated provinces; returns the folder of the uncalibrated package."""
+    images = [image for seed in TRAIN_SEEDS for image in training_images(province(scratch, seed, size))]
+    held_out = [image for seed in VALIDATION_SEEDS for image in training_images(province(scratch, seed, size))]
+    result = fit(images, held_out, PARTS, FOREST_LOSS_DRIVERS, params)
+    raw = scratch / "uncalibrated"
+    save_package(raw, result.network, card_fields(result), half=True)
+    return raw
+
+
+def finish(raw: Path, package: Path, scratch: Path, size: int) -> None:
+    """Calibrate and judge a trained package on unseen provinces, by the pipeline itself, and store it with its scores."""
+    trained = load_package(raw)
+    network = load_network(trained)
+    fields = trained.card.model_dump(exclude={"sha256", "calibration", "scores"})
+    p, truth = judge(raw, [province(scratch, seed, size) for seed in CALIBRATION_SEEDS], scratch)
+    temperature = fit_temperature(np.log(np.maximum(p, 1e-9)), truth)
+    calibration = {"method": "temperature", "temperature": temperature}
+    warm = scratch / "calibrated"
+    save_package(warm, network, {**fields, "calibration": calibration}, half=True)
+    p, truth = judge(warm, [province(scratch, seed, size) for seed in TEST_SEEDS], scratch)
+    split = f"simulated provinces of seeds {TEST_SEEDS}, unseen in training and calibration"
+    calibration |= {"ece": expected_calibration_error(p, truth), "split": split}
+    scores = scores_of(p, truth, split)
+    card = save_package(package, network, {**fields, "calibration": calibration, "scores": scores}, half=True)
+    for score in card.scores:
+        print(f"{score.name:<32} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}")
+    print(f"temperature {temperature:.3f}, calibration error {calibration['ece']:.3f}; {package} {card.sha256}")
+
+
 def main() -> None:
     """Simulate, train, calibrate, test, and store the package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, default=ROOT / "out" / "demo-model", help="folder for provinces")
     parser.add_argument("--package", type=Path, default=ROOT / "models" / "fpn-efficientnet-b2")
-    parser.add_argument("--minutes", type=float, default=35.0, help="wall-clock limit of the training itself")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--minutes", type=float, default=33.0, help="wall-clock limit of the training itself")
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--size", type=int, default=1000, help="pixels a side of a province")
+    parser.add_argument("--trained", type=Path, help="calibrate and judge this uncalibrated package, do not train")
     args = parser.parse_args()
-    images = [image for seed in TRAIN_SEEDS for image in training_images(province(args.scratch, seed, args.size))]
-    held_out = [
-        image for seed in VALIDATION_SEEDS for image in training_images(province(args.scratch, seed, args.size))
-    ]
-    result = fit(images, held_out, PARTS, FOREST_LOSS_DRIVERS, FitParams(steps=args.steps, minutes=args.minutes))
-    raw = args.scratch / "uncalibrated"
-    save_package(raw, result.network, card_fields(result, {}, []), half=True)
-    p, truth, _ = judge(raw, [province(args.scratch, s, args.size) for s in CALIBRATION_SEEDS], args.scratch)
-    temperature = fit_temperature(np.log(np.maximum(p, 1e-9)), truth)
-    calibration = {
-        "method": "temperature",
-        "temperature": temperature,
-        "split": f"simulated provinces {CALIBRATION_SEEDS}",
-    }
-    warm = args.scratch / "calibrated"
-    save_package(warm, result.network, card_fields(result, calibration, []), half=True)
-    p, truth, _ = judge(warm, [province(args.scratch, s, args.size) for s in TEST_SEEDS], args.scratch)
-    calibration["ece"] = expected_calibration_error(p, truth)
-    scores = scores_of(p, truth, f"simulated provinces {TEST_SEEDS}, unseen in training")
-    card = save_package(args.package, result.network, card_fields(result, calibration, scores), half=True)
-    for score in card.scores:
-        print(f"{score.name:<32} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}), n = {score.n}")
-    print(f"temperature {temperature:.3f}, calibration error {calibration['ece']:.3f}; {args.package} {card.sha256}")
+    raw = args.trained or train(args.scratch, args.size, FitParams(steps=args.steps, minutes=args.minutes))
+    finish(raw, args.package, args.scratch, args.size)
 
 
 if __name__ == "__main__":
