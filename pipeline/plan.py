@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -95,6 +95,7 @@ class Plan:
         }
 
 
+_CELL = 512
 _START_SECONDS, _MPX_PER_SECOND, _BYTES_PER_SECOND = 25.0, 0.5, 60e6
 
 
@@ -225,14 +226,18 @@ def _unfit(scene: Scene, year: int, area: Geometry, imagery: Imagery, taken: Cou
     if scene.cloud_cover is not None and scene.cloud_cover > imagery.max_cloud:
         return f"cloud cover {scene.cloud_cover:g} % is above imagery.max_cloud {imagery.max_cloud:g} %"
     if not shapely.intersects(shapely.from_wkt(scene.footprint), area):
-        return "outside the blocks that hold loss"
+        return "outside the area around the loss"
     if taken[_wrs(scene)] >= imagery.max_scenes:
         return f"not needed: imagery.max_scenes {imagery.max_scenes} clearer ones of its path/row were taken"
     return None
 
 
 def _wrs(scene: Scene) -> str:
-    return f"{scene.path}/{scene.row}"
+    """The scene's path/row; where the catalog gives none, the degree its centre lies in, which is finer than a row."""
+    if scene.path is not None and scene.row is not None:
+        return f"{scene.path}/{scene.row}"
+    centre = shapely.centroid(shapely.from_wkt(scene.footprint))
+    return f"{round(centre.x)} {round(centre.y)}"
 
 
 def _refuse(scene: Scene, reason: str) -> Refusal:
@@ -261,16 +266,25 @@ def outline(grid: RunGrid, row0: int, col0: int, height: int, width: int) -> Geo
     return polygon
 
 
-def loss_areas(
-    blocks: Mapping[str, FoundBlock], grid: RunGrid, layout: PatchLayout, years: Sequence[int]
-) -> dict[int, Geometry]:
-    """Where imagery of each loss year is needed (EPSG:4326): its blocks with margins; years without loss are absent."""
-    boxes: dict[int, list[Geometry]] = defaultdict(list)
-    for found in blocks.values():
-        box = outline(grid, *lattice_window(found.block, layout))
-        for year in found.patches:
-            boxes[year].append(box)
-    return {year: shapely.union_all(boxes[year]) for year in years if boxes[year]}
+def loss_areas(events: GeoDataFrame, grid: RunGrid, layout: PatchLayout) -> dict[int, Geometry]:
+    """Where imagery of each loss year is needed (EPSG:4326), in cells of the run's grid; years without loss are absent.
+
+    Cells, not blocks: which scenes are chosen must not depend on how the run is cut into blocks.
+    """
+    areas = {}
+    for year, group in events[events["pixels"] > 0].groupby("loss_year"):
+        bounds = group[["row0", "col0", "row1", "col1"]].to_numpy()
+        first = (bounds[:, :2] - layout.size) // _CELL
+        last = (bounds[:, 2:] - 1 + layout.size) // _CELL
+        cells = {
+            (int(row), int(col))
+            for (r0, c0), (r1, c1) in zip(first, last, strict=True)
+            for row in range(r0, r1 + 1)
+            for col in range(c0, c1 + 1)
+        }
+        boxes = [grid.window(row * _CELL, col * _CELL, _CELL, _CELL).extent.geom for row, col in sorted(cells)]
+        areas[int(year)] = reproject(shapely.union_all(boxes), grid.crs, "EPSG:4326")
+    return areas
 
 
 def plan_block(found: FoundBlock, chosen: dict[int, list[Scene]], grid: RunGrid, layout: PatchLayout) -> PlannedBlock:

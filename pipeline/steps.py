@@ -107,7 +107,7 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path())
     scenes, refused = planning.ask_catalog(catalog, aoi, config.loss.years, config.imagery)
     fit, unfit = _check_scenes(scenes, card)
-    areas = planning.loss_areas(blocks, grid, layout, config.loss.years)
+    areas = planning.loss_areas(events, grid, layout)
     chosen, left = planning.choose_scenes(fit, areas, config.imagery)
     return Plan(
         inputs=inputs,

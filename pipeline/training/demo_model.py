@@ -158,7 +158,7 @@ def train(scratch: Path, size: int, params: FitParams) -> Path:
 
 
 def finish(raw: Path, package: Path, scratch: Path, size: int) -> None:
-    """Calibrate and judge a trained package on unseen provinces, by the pipeline itself, and store it with its scores."""
+    """Calibrate and judge a trained package on unseen provinces, by the pipeline itself, and store it."""
     trained = load_package(raw)
     network = load_network(trained)
     fields = trained.card.model_dump(exclude={"sha256", "calibration", "scores"})
