@@ -37,7 +37,11 @@ class Patch:
 
 
 def lattice_window(block: Block, layout: PatchLayout) -> tuple[int, int, int, int]:
-    """Rows and columns (row0, col0, height, width) covered by the lattice patches that meet a block."""
+    """Rows and columns (row0, col0, height, width) covered by the patches that meet a block."""
+    if layout.mode == "events":
+        # centred patches start anywhere, so one that meets the block reaches up to a patch beyond it
+        reach = layout.size - 1
+        return block.row0 - reach, block.col0 - reach, block.height + 2 * reach, block.width + 2 * reach
 
     def span(start: int, length: int) -> tuple[int, int]:
         first = math.ceil((start - layout.size + 1) / layout.stride) * layout.stride

@@ -80,7 +80,7 @@ def overcast(shape: tuple[int, int]) -> np.ndarray:
     qa = np.full((2, *shape), CLEAR, np.uint16)
     qa[0][(rows - 40) ** 2 + (cols - 50) ** 2 < 25**2] = CLOUD
     qa[0][(rows - 60) ** 2 + (cols - 80) ** 2 < 15**2] = SHADOW
-    qa[1][(rows - 120) ** 2 + (cols - 120) ** 2 < 30**2] = CLOUD
+    qa[1][(rows - 100) ** 2 + (cols - 100) ** 2 < 30**2] = CLOUD
     qa[:, (rows > shape[0] - 50) & (cols < 60)] = CLOUD
     qa[1, :, shape[1] - 12 :] = FILL
     return qa
@@ -146,7 +146,7 @@ def write_config(folder: Path, world: World, model: Path, **changes: Any) -> Pat
         "region": {"name": "sample", "aoi": str(world.aoi)},
         "loss": {"source": str(world.loss), "years": list(YEARS), "min_area_ha": 0},
         "imagery": {"source": str(world.scenes)},
-        "grid": {"crs": CRS, "block": 96},
+        "grid": {"crs": CRS, "block": 64},
         "model": str(model),
         "tiling": {"patch": PATCH, "overlap": OVERLAP},
         "compute": {"executor": "threads", "workers": 1, "engine": "torch"},
@@ -196,6 +196,29 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Inode, size and modification time of every file and folder below `folder`."""
     found = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*"))}
     return {name: (info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found.items()}
+
+
+def ruin_pixels(path: Path) -> None:
+    """Overwrite every tile of a TIFF; its header stays sound."""
+    with rasterio.open(path) as file:
+        rows, cols = (-(-side // 64) for side in file.shape)
+        tags = [
+            [int(file.get_tag_item(f"BLOCK_{what}_{c}_{r}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
+            for r in range(rows)
+            for c in range(cols)
+        ]
+    with path.open("r+b") as stream:
+        for offset, size in tags:
+            stream.seek(offset)
+            stream.write(b"\xff" * size)
+    with rasterio.open(path) as file, pytest.raises(rasterio.errors.RasterioIOError):
+        file.read(1)
+
+
+def cut(path: Path, share: float = 0.6) -> None:
+    """Cut a file off."""
+    with path.open("r+b") as stream:
+        stream.truncate(int(path.stat().st_size * share))
 
 
 def checkpoints(config: Path) -> list[Path]:
@@ -259,7 +282,7 @@ def tiny_package(folder: Path, size: int = PATCH, seed: int = 0, bands: tuple[st
     from pipeline.models.card import Part
     from pipeline.models.package import save_package
 
-    neck = Part(name="fpn", settings={"pyramid_channels": 16, "segmentation_channels": 16})
+    neck = Part(name="fpn", settings={"pyramid_channels": 32, "segmentation_channels": 32})
     fields = card_fields(Part(name="efficientnet-b0"), neck, size=size)
     fields["patch"] = {"size": size, "stride": size * 3 // 4}
     if bands:
@@ -283,8 +306,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """200 x 200 pixels with some 60 events; nobody writes into it."""
-    return draw_world(tmp_path_factory.mktemp("world"), blobs(3, (200, 200)))
+    """144 x 144 pixels with some 80 events; nobody writes into it."""
+    return draw_world(tmp_path_factory.mktemp("world"), blobs(3, (144, 144)))
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from pipeline.artifacts import (
     replace_folder,
     run_lock,
     stamp,
+    write_bytes,
     write_json,
-    write_text,
 )
 from pipeline.errors import OutputError
 
@@ -114,15 +114,15 @@ def test_what_makes_no_pixels_does_not_cost_a_recomputation(tmp_path, name):
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
-    write_text(path, "old")
+    write_bytes(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", die)
         with pytest.raises(Killed):
-            write_text(path, "new")
-    assert path.read_text() == "old"
+            write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    write_text(path, "né\n")
-    assert path.read_bytes() == "né\n".encode()
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_json_keeps_its_order_and_refuses_what_json_cannot_say(tmp_path):

@@ -9,9 +9,8 @@ import sys
 
 import jsonschema
 import pytest
-import rasterio
 import yaml
-from run_samples import PRODUCTS, ROOT, layer, write_config
+from run_samples import PRODUCTS, ROOT, layer, ruin_pixels, write_config
 
 HEAVY = ("torch", "torchgeo", "torchvision", "prefect", "distributed", "dask", "geopandas", "rasterio", "onnxruntime")
 
@@ -55,22 +54,6 @@ def test_plan_prints_counts_and_reads_no_pixels(world, tiny_model, reference, tm
     ruined = cli("plan", write_config(tmp_path / "ruined", world, tiny_model, imagery__source=str(scenes)), "--json")
     assert ruined.code == 0, ruined.err
     assert json.loads(ruined.out) == counts
-
-
-def ruin_pixels(path):
-    """Overwrite every tile of a TIFF; its header stays sound."""
-    with rasterio.open(path) as file:
-        tags = [
-            [int(file.get_tag_item(f"BLOCK_{what}_{c}_{r}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
-            for r in range(-(-file.height // 64))
-            for c in range(-(-file.width // 64))
-        ]
-    with path.open("r+b") as file:
-        for offset, size in tags:
-            file.seek(offset)
-            file.write(b"\xff" * size)
-    with rasterio.open(path) as file, pytest.raises(rasterio.errors.RasterioIOError):
-        file.read(1)
 
 
 def test_plan_in_words_and_again(world, tiny_model, tmp_path, cli):

@@ -51,7 +51,7 @@ def test_the_reference_product_is_sound_and_says_something(world, reference):
     assert events["confidence"].nunique() > 0.8 * events["confidence"].notna().sum()
 
 
-@pytest.mark.parametrize("block", [48, 64, 130, 2048])
+@pytest.mark.parametrize("block", [40, 64, 100, 2048])
 def test_block_size_changes_nothing(block, world, reference, tiny_model, tmp_path):
     product = run(write_config(tmp_path, world, tiny_model, grid__block=block)).product
     assert_same_results(product, reference)
@@ -115,8 +115,6 @@ def test_choice_of_scenes_does_not_depend_on_blocks(tiny_model, tmp_path):
         for b in (64, 2048)
     ]
     assert_same_results(*products)
-    (event,) = layer(products[0], "events").itertuples()
-    assert event.clear_share == 1
 
 
 def test_every_loss_pixel_is_a_class_or_has_no_imagery(world, reference):
@@ -249,7 +247,8 @@ def test_one_pixel_can_be_an_event(tiny_model, tmp_path):
     loss = np.zeros((96, 96), np.uint8)
     loss[50, 50] = 21
     world = draw_world(tmp_path / "world", loss, np.full((2, *loss.shape), CLEAR, np.uint16))
-    (event,) = layer(run(write_config(tmp_path, world, tiny_model)).product, "events").itertuples()
+    config = write_config(tmp_path, world, tiny_model, loss__years=[2021])
+    (event,) = layer(run(config).product, "events").itertuples()
     assert (event.pixels, event.clear_share) == (1, 1.0)
 
 

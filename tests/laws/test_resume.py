@@ -131,7 +131,7 @@ def test_damaged_checkpoint_is_not_taken_for_whole(world, reference, tiny_model,
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_product(world, tiny_model, tmp_path):
-    config = write_config(tmp_path / "killed", world, tiny_model, grid__block=48)
+    config = write_config(tmp_path / "killed", world, tiny_model, grid__block=32)
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
         command("run", config, "--no-prefect"), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_product(world, tiny_model, tmp_path):
     assert again.err.count(" done in ") == len(ids(config)) - len(done)
     assert inspect_product(product).sound
 
-    straight = write_config(tmp_path / "straight", world, tiny_model, grid__block=48)
+    straight = write_config(tmp_path / "straight", world, tiny_model, grid__block=32)
     calm = run(straight).product
     assert_same_results(product, calm)
     for name in ("drivers.tif", "confidence.tif"):
@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_to_the_same_product(world, tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_interrupt_is_130_and_can_be_resumed(world, reference, tiny_model, tmp_path):
-    config = write_config(tmp_path, world, tiny_model, grid__block=48)
+    config = write_config(tmp_path, world, tiny_model, grid__block=32)
     process = subprocess.Popen(
         command("run", config, "--no-prefect"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
