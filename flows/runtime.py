@@ -5,6 +5,7 @@ Workers get none of Prefect: with its temporary server every worker that imports
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,8 @@ def _local_cluster(compute: Compute) -> Iterator[Pool]:
     import dask
     from distributed import Client, LocalCluster
 
+    # Prefect's logging brings Dask's to the terminal; what matters of it stands in the ledger
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     workers = worker_count(compute)
     single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     settings: dict[str, Any] = {

@@ -20,7 +20,11 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import OutputError
 
-_NOT_RESULTS = {"product", "training", "simulate", "simulate.py", "cli.py"}
+_AFTER_BLOCKS = {
+    "product", "training", "simulate", "cli.py", "demo.py", "assemble.py", "merge.py", "units.py", "drivers.py",
+    "ledger.py", "graph.py", "request.py",
+}  # fmt: skip
+"""Code that no plan and no checkpoint depends on: changing it publishes anew from the blocks that are there."""
 
 
 def digest(value: object) -> str:
@@ -45,12 +49,12 @@ def stamp(path: Path) -> list[object]:
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over the sources that a block's result depends on: an edited stage never meets an old checkpoint."""
+def code_digest(whole: bool = False) -> str:
+    """SHA-256 over the sources that plans and blocks depend on (or over all): an edited stage meets no old checkpoint."""
     root = Path(__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in _NOT_RESULTS:
+        if whole or path.relative_to(root).parts[0] not in _AFTER_BLOCKS:
             total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
@@ -95,7 +99,7 @@ def committed_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put folder `new` in the place of `final` (on one file system); the old one goes after the new one is there."""
+    """Put folder `new` in the place of `final` (on one file system); the old one goes last."""
     for path in new.rglob("*"):
         _sync(path)
     old = final.with_name(f".{final.name}.old")

@@ -160,7 +160,7 @@ def _record(
         "counts": counts,
         "model": {"name": card.name, "version": card.version, "sha256": card.sha256, "architecture": card.architecture},
         "inputs": {"plan": plan.inputs, "loss": Path(config.loss.source).name, "scenes": sorted(plan.scenes)},
-        "versions": {**versions(), "code": code_digest()},
+        "versions": {**versions(), "code": code_digest(whole=True)},
         "config": _public(config),
         "grid": {
             "crs": plan.grid.crs,
@@ -197,9 +197,7 @@ def _public(config: RunConfig) -> dict[str, Any]:
 
 def product_digest(plan: Plan) -> str:
     """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
-    root = Path(__file__).parent
-    code = digest([path.read_bytes().hex() for path in sorted((root / "product").rglob("*.py"))])
-    return digest([plan.inputs, sorted(plan.scenes), code])
+    return digest([plan.inputs, sorted(plan.scenes), code_digest(whole=True)])
 
 
 def versions() -> dict[str, str]:

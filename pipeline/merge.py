@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 _CODES = 256
+_SLIVER = 1e-12
+"""Square degrees, about a hundredth of a square metre: what rounding leaves where a cut follows a pixel's edge."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path)
 def patch_table(
     codes: CodeRaster, confidence: Path, events: GeoDataFrame, grid: RunGrid, scheme: LabelScheme
 ) -> GeoDataFrame:
-    """The `patches` layer: connected pixels (4 neighbours) of one driver inside one event, EPSG:4326."""
+    """The `patches` layer: connected pixels (4 neighbours) of one driver inside one event, EPSG:4326.
+
+    The pixels are those of the run's grid, cut at the event's own outline, which follows the pixels of the loss source.
+    """
     import geopandas as gpd
 
     values, polygons = codes.polygons()
@@ -156,24 +161,34 @@ def patch_table(
     # a patch outside its event's answer (the event failed in another block) is not part of the product
     kept = events["driver"].notna().to_numpy()[row] if len(row) else np.zeros(0, bool)
     row, code, polygons = row[kept], code[kept], polygons[kept]
+    mean = _mean_confidence(polygons, confidence, grid)
+    source, geometry = _clip(polygons, np.asarray(events.geometry.values)[row], grid)
+    row, code, mean = row[source], code[source], mean[source]
     names = dict(zip(scheme.codes, scheme.names, strict=True))
-    geometry = reproject(polygons, grid.crs, "EPSG:4326") if len(polygons) else polygons
     table = gpd.GeoDataFrame(
         {
             "event_id": events["event_id"].to_numpy()[row],
             "driver": [names[int(c)] for c in code],
             "driver_code": code,
-            "area_ha": np.asarray(area_ha(geometry), dtype=float).reshape(-1) if len(polygons) else np.zeros(0),
-            "confidence": _mean_confidence(polygons, confidence, grid),
+            "area_ha": np.asarray(area_ha(geometry), dtype=float).reshape(-1),
+            "confidence": mean,
         },
         geometry=geometry,
         crs="EPSG:4326",
     )
-    if not len(table):
-        return table
-    corner = shapely.bounds(polygons)
+    corner = shapely.bounds(geometry)
     order = np.lexsort((corner[:, 0], -corner[:, 3], code, row))
     return table.iloc[order].reset_index(drop=True)
+
+
+def _clip(polygons: np.ndarray, outlines: np.ndarray, grid: RunGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Cut polygons (run grid) at outlines (EPSG:4326): (index of the polygon, Polygon in EPSG:4326) of each part."""
+    if not len(polygons):
+        return np.zeros(0, np.int64), np.empty(0, object)
+    cut = shapely.intersection(reproject(polygons, grid.crs, "EPSG:4326"), outlines)
+    parts, source = shapely.get_parts(cut, return_index=True)
+    whole = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > _SLIVER)
+    return source[whole], parts[whole]
 
 
 def _mean_confidence(polygons: np.ndarray, confidence: Path, grid: RunGrid) -> np.ndarray:

@@ -150,9 +150,14 @@ def test_a_committed_folder_is_there_with_all_its_files(tmp_path):
 
 def test_a_failure_inside_leaves_nothing(tmp_path):
     final = tmp_path / "blocks" / "b"
-    with pytest.raises(Killed), committed_folder(final) as folder:
-        (folder / "sums").write_text("half")
-        raise Killed
+
+    def half():
+        with committed_folder(final) as folder:
+            (folder / "sums").write_text("half")
+            raise Killed
+
+    with pytest.raises(Killed):
+        half()
     assert list(final.parent.iterdir()) == []
 
 

@@ -284,8 +284,8 @@ def test_output_in_use_by_another_process(cli, config, tmp_path):
     work = load_config(config).work
     work.mkdir()
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); "
-         "print('held', flush=True); sys.stdin.read()", str(work / "lock")],
+        [sys.executable, "-c", "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); "
+         "lock.acquire(); print('held', flush=True); sys.stdin.read()", str(work / "lock")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -244,5 +244,5 @@ def test_a_region_without_a_file_or_a_crs_or_geometry(tmp_path):
 def test_a_layer_that_is_not_there_is_said_with_the_key(tmp_path):
     path = region_file(tmp_path, [RIAU])
     assert len(read_vector(path, "aoi", "overlays peat")) == 1
-    with pytest.raises(ConfigError, match="overlays peat .*absent"):
+    with pytest.raises(ConfigError, match=r"overlays peat .*absent"):
         read_vector(path, "absent", "overlays peat")

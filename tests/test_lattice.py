@@ -16,6 +16,7 @@ from pipeline.patches import CompositeDataset, lay_patches
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 90, 110, 64)
 sizes = st.sampled_from([(8, 8), (8, 6), (8, 4), (10, 7), (32, 24), (64, 48)])
 cuts = st.integers(1, 120)
+seeds = st.integers(0, 2**32 - 1)
 
 
 def lattice_patches(block, layout):
@@ -66,9 +67,7 @@ def test_a_pixel_is_covered_by_the_same_patches_however_the_run_is_cut(one, othe
 
     def covering(cut):
         blocks = dataclasses.replace(GRID, block=cut).blocks()
-        mine = next(
-            b for b in blocks if b.row0 <= row < b.row0 + b.height and b.col0 <= col < b.col0 + b.width
-        )
+        mine = next(b for b in blocks if b.row0 <= row < b.row0 + b.height and b.col0 <= col < b.col0 + b.width)
         return {
             p for p in lattice_patches(mine, layout)
             if p.row0 <= row < p.row0 + layout.size and p.col0 <= col < p.col0 + layout.size
@@ -121,7 +120,7 @@ def test_blend_weights_of_four():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(32, 32), (32, 24), (32, 17), (64, 48)]), st.sampled_from([30, 64, 200]))
+@given(seeds, st.sampled_from([(32, 32), (32, 24), (32, 17), (64, 48)]), st.sampled_from([30, 64, 200]))
 def test_grid_mode_lays_exactly_the_lattice_patches_that_touch_loss(seed, size, cut):
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((GRID.height, GRID.width)) < 0.0005, 7, 0)
@@ -174,7 +173,7 @@ def test_no_loss_no_patches():
         assert lay(block, PatchLayout(mode, 32, 24), np.zeros((64, 64), np.int32)) == []
 
 
-# ---------------------------------------------------------------------------------------------- the composite as a dataset
+# ---------------------------------------------------------------------------------------------- the dataset
 
 
 def test_the_dataset_gives_what_its_place_says_and_nan_outside():

@@ -166,7 +166,7 @@ def small_truth(rows):
     rows = np.array(rows)
     labels[: rows.shape[0], : rows.shape[1]] = rows
     logits = np.zeros((*labels.shape, 4), np.int64)
-    logits[..., 0] = FIXED_POINT
+    logits[..., 0] = 5 * FIXED_POINT
     return labels, np.ones(labels.shape, bool), np.ones(labels.shape, np.uint8), logits
 
 

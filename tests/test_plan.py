@@ -15,8 +15,8 @@ from shapely import box
 from pipeline.catalog.scene import Asset, Refusal, Scene, SceneGrid
 from pipeline.config import Imagery, ImageWindow
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import PatchLayout, lattice_window, overlap
 from pipeline.lattice import Patch as LatticePatch
+from pipeline.lattice import PatchLayout, lattice_window, overlap
 from pipeline.plan import (
     FoundBlock,
     Plan,
@@ -200,10 +200,9 @@ def test_a_block_reads_the_scenes_that_meet_it_or_its_margin():
 def example():
     bare = dataclasses.replace(scene("c", cloud=None), grid=SceneGrid("EPSG:32647", (30.0, 0, 15, 0, -30, 15)))
     scenes = {s.id: s for s in (scene("a"), scene("b", 2021), bare)}
-    blocks = tuple(
-        PlannedBlock(b, {2020: ("a", "b"), 2021: ("b",)}, 2, 30, 4) for b in list(GRID.blocks())[:2]
-    )
-    refused = (Refusal("gone", "no bands"), Refusal("wet", "cloud", datetime(2020, 5, 1, tzinfo=UTC), 99.0, "POINT(0 0)"))
+    blocks = tuple(PlannedBlock(b, {2020: ("a", "b"), 2021: ("b",)}, 2, 30, 4) for b in list(GRID.blocks())[:2])
+    wet = Refusal("wet", "cloud", datetime(2020, 5, 1, tzinfo=UTC), 99.0, "POINT (0 0)")
+    refused = (Refusal("gone", "no bands"), wet)
     return Plan(
         inputs="i", region="riau", years=(2020, 2021), aoi=shapely.to_wkt(HERE), grid=GRID, layout=LAYOUT, model="m",
         bands=("red", "nir08"), event_count=3, event_ha=12.5, below_count=1, below_ha=0.1, loss="l", scenes=scenes,

@@ -101,7 +101,8 @@ def test_units_in_a_projected_crs_and_numbers_as_identifiers(tmp_path):
 def test_invalid_rings_are_repaired_and_said(tmp_path):
     bow_tie = shapely.from_wkt("POLYGON((0 0, 1 1, 1 0, 0 1, 0 0))")
     spike = shapely.from_wkt("POLYGON((2 0, 3 0, 3 1, 4 2, 3 1, 2 1, 2 0))")
-    units, warnings = read_units(unit_file(tmp_path, [("a", "A", bow_tie), ("b", "B", spike), ("c", "C", square(5, 0))]))
+    rows = [("a", "A", bow_tie), ("b", "B", spike), ("c", "C", square(5, 0))]
+    units, warnings = read_units(unit_file(tmp_path, rows))
     assert warnings == ["units admin.gpkg: 2 invalid polygons were repaired"]
     assert units.geometry.is_valid.all()
     assert [g.area for g in units.geometry] == pytest.approx([0.5, 1, 1])

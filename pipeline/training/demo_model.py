@@ -118,7 +118,9 @@ def predictions(package: Path, source: Province, out: Path) -> tuple[np.ndarray,
     """Run the pipeline itself on a province: (p [n, classes], true class index [n]) of its events with imagery."""
     import geopandas as gpd
 
-    config = province_config(ROOT / "configs" / "demo.yaml", source, out, f"model={package.resolve()}", "compute.workers=2")
+    config = province_config(
+        ROOT / "configs" / "demo.yaml", source, out, f"model={package.resolve()}", "compute.workers=2"
+    )
     product = run_region(Request(config, replan=True)).product
     events = gpd.read_file(product / "drivers.gpkg", layer="events", engine="pyogrio")
     truth = true_classes(events, source)

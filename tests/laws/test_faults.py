@@ -69,7 +69,7 @@ def test_a_scene_damaged_after_the_plan_is_left_out(damage, band, says, world, o
     outcome = run_region(Request(config), call)
     scenes = layer(outcome.product, "scenes").set_index("scene_id")
     assert scenes["used"].to_dict() == {PRODUCTS[0]: False, PRODUCTS[1]: True}
-    assert scenes.loc[PRODUCTS[0], "reason"].count(says) == 1
+    assert says in scenes.loc[PRODUCTS[0], "reason"]
     report = inspect_product(outcome.product)
     assert report.sound, render_text(report)
 

@@ -51,13 +51,13 @@ def test_the_reference_product_is_sound_and_says_something(world, reference):
     assert events["confidence"].nunique() > 0.8 * events["confidence"].notna().sum()
 
 
-@pytest.mark.parametrize("block", [40, 64, 100, 2048])
+@pytest.mark.parametrize("block", [40, 100, 2048])
 def test_block_size_changes_nothing(block, world, reference, tiny_model, tmp_path):
     product = run(write_config(tmp_path, world, tiny_model, grid__block=block)).product
     assert_same_results(product, reference)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2])
 def test_number_of_workers_changes_nothing(workers, world, reference, tiny_model, tmp_path):
     product = run(write_config(tmp_path, world, tiny_model, grid__block=64, compute__workers=workers)).product
     assert_same_results(product, reference)
