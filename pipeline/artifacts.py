@@ -50,7 +50,7 @@ def stamp(path: Path) -> list[object]:
 
 @cache
 def code_digest(whole: bool = False) -> str:
-    """SHA-256 over the sources that plans and blocks depend on (or over all): an edited stage meets no old checkpoint."""
+    """SHA-256 over the sources that plans and blocks depend on, or over all: edited code meets no old checkpoint."""
     root = Path(__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -11,7 +11,6 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,16 +25,14 @@ from rasterio.windows import Window
 from pipeline.artifacts import code_digest, committed_folder, digest, file_sha256, stamp, write_json
 from pipeline.catalog.fetch import localised
 from pipeline.catalog.scene import Scene
-from pipeline.composite import median_composite
 from pipeline.errors import BlockError
 from pipeline.events import FIXED_POINT, sum_by_event, to_fixed_point
 from pipeline.grid import Block
+from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites
 from pipeline.labels import NO_DATA
 from pipeline.lattice import Patch, lattice_window
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_plan
 
-_TILE = 512
-_GDAL_CACHE_MB = 256
 RASTERS, SUMS, IMAGES, META = "rasters.npz", "sums.parquet", "images.parquet", "block.json"
 
 
@@ -113,21 +110,14 @@ def compute_block(task: BlockTask) -> BlockRecord:
     from pipeline.models.engines import segmenter_for_worker
 
     started = time.perf_counter()
-    plan, year_of, bounds = _opened(task.work, task.plan)
+    plan, _, _ = _opened(task.work, task.plan)
     planned = next(b for b in plan.blocks if b.block.id == task.block)
     name = checkpoint_name(plan, planned, task.excluded)
     final = task.work / "blocks" / name
     if final.exists():
         return found_block(final, task.block)
     model = _Timed(segmenter_for_worker(task.model, task.engine, "auto", task.precision))
-    labels = _read_labels(task.work, planned.block)
-    years = np.concatenate([[0], year_of])[labels]
-    parts = []
-    for year, ids in planned.scenes.items():
-        loss = np.where(years == year, labels, 0)
-        scenes = tuple(s for s in ids if s not in task.excluded)
-        read = [localised(plan.scenes[s], task.cache) for s in scenes]
-        parts.append(_predict_year(plan, planned.block, loss, read, bounds, model, task.batch))
+    parts = _predict_block(task, plan, planned, model)
     with committed_folder(final) as folder:
         _write(folder, planned.block, parts)
         seconds, device = time.perf_counter() - started, str(getattr(model.segmenter, "device", ""))
@@ -165,82 +155,60 @@ def _read_labels(work: Path, block: Block) -> np.ndarray:
         return np.asarray(raster.read(1, window=Window(block.col0, block.row0, block.width, block.height)))
 
 
+def _predict_block(task: BlockTask, plan: Plan, planned: PlannedBlock, model: _Timed) -> list[YearSums]:
+    """All loss years of a block, a few at a time."""
+    _, year_of, bounds = _opened(task.work, task.plan)
+    labels = _read_labels(task.work, planned.block)
+    years = np.concatenate([[0], year_of])[labels]
+    order, parts = sorted(planned.scenes), []
+    for start in range(0, len(order), YEARS_AT_ONCE):
+        group = []
+        for year in order[start : start + YEARS_AT_ONCE]:
+            scenes = [plan.scenes[s] for s in planned.scenes[year] if s not in task.excluded]
+            loss = np.where(years == year, labels, 0)
+            group.append(_year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], bounds))
+        fill_composites(group, planned.block, plan.grid, plan.layout, plan.bands)
+        parts += [_predict_year(plan, planned.block, year, bounds, model, task.batch or 1) for year in group]
+    return parts
+
+
+def _dataset(plan: Plan, block: Block, image: np.ndarray) -> Any:
+    from pipeline.patches import CompositeDataset
+
+    return CompositeDataset(image, plan.grid.window(*lattice_window(block, plan.layout)))
+
+
+def _lay(plan: Plan, block: Block, image: np.ndarray, loss: np.ndarray, bounds: np.ndarray) -> list[Patch]:
+    from pipeline.patches import lay_patches
+
+    if not loss.any():
+        return []
+    extents = {int(k): bounds[k - 1] for k in np.unique(loss) if k}
+    return lay_patches(_dataset(plan, block, image), plan.layout, plan.grid, block, loss, extents)
+
+
+def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], bounds: np.ndarray) -> YearImage:
+    """A loss year with an empty image and the patches that touch its loss."""
+    image = np.full((len(plan.bands), *lattice_window(block, plan.layout)[2:]), np.nan, np.float32)
+    return YearImage(loss, scenes, _lay(plan, block, image, loss, bounds), image)
+
+
 def _predict_year(
-    plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], bounds: np.ndarray, model: _Timed,
-    batch: int | None,
+    plan: Plan, block: Block, year: YearImage, bounds: np.ndarray, model: _Timed, batch: int
 ) -> YearSums:  # fmt: skip
-    """One loss year of a block; seven parameters, all of them the block's own facts."""
-    from pipeline.patches import CompositeDataset, lay_patches
+    """Composite of one loss year to classes of its loss pixels and sums of its events."""
     from pipeline.predict import predict_loss
 
-    row0, col0, height, width = lattice_window(block, plan.layout)
-    image = np.full((len(plan.bands), height, width), np.nan, np.float32)
-    dataset = CompositeDataset(image, plan.grid.window(row0, col0, height, width))
-    extents = {int(k): bounds[k - 1] for k in np.unique(loss) if k}
-    patches = lay_patches(dataset, plan.layout, plan.grid, block, loss, extents)
-    images = _fill_composite(plan, block, loss, scenes, patches, image)
-    inside = (
-        slice(block.row0 - row0, block.row0 - row0 + block.height),
-        slice(block.col0 - col0, block.col0 - col0 + block.width),
-    )
-    clear = np.where(np.isnan(image[0][inside]), 0, loss)
+    row0, col0, _, _ = lattice_window(block, plan.layout)
+    rows = slice(block.row0 - row0, block.row0 - row0 + block.height)
+    cols = slice(block.col0 - col0, block.col0 - col0 + block.width)
+    clear = np.where(np.isnan(year.image[0, rows, cols]), 0, year.loss)
     # patches without a clear loss pixel say nothing that is kept
-    patches = lay_patches(dataset, plan.layout, plan.grid, block, clear, extents) if clear.any() else []
-    logits = predict_loss(dataset, (row0, col0), patches, block, clear, model, plan.layout.size, batch or 1)
-    return _sum_year(loss, clear, logits, images, model.card)
-
-
-def _fill_composite(
-    plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], patches: list[Patch], image: np.ndarray
-) -> list[tuple[int, str, int]]:
-    """Fill `image` (the block's lattice window) with the composite, tile by tile, only where a patch will look.
-
-    Returns:
-        (event row, scene, clear loss pixels of that event in that scene) for each pair that has any.
-    """
-    from pipeline.scenes import LandsatScenes
-
-    row0, col0, height, width = lattice_window(block, plan.layout)
-    seen: dict[tuple[int, str], int] = {}
-    if not scenes or not patches:
-        return []
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB), LandsatScenes(scenes, plan.grid, plan.bands) as dataset:
-        for top, left, h, w in _tiles(row0, col0, height, width):
-            if not any(_meets(p, plan.layout.size, top, left, h, w) for p in patches):
-                continue
-            stack = dataset.read(top, left, h, w)
-            inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)
-            image[:, *inside], _ = median_composite(stack)
-            part = _loss_of(loss, block, top, left, h, w)
-            for scene, observed in zip(scenes, ~np.isnan(stack[:, 0]), strict=True):
-                labels, counts = np.unique(part[observed & (part > 0)], return_counts=True)
-                for label, count in zip(labels, counts, strict=True):
-                    seen[int(label) - 1, scene.id] = seen.get((int(label) - 1, scene.id), 0) + int(count)
-    return [(event, scene, count) for (event, scene), count in sorted(seen.items())]
-
-
-def _tiles(row0: int, col0: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a window into tiles (row, column, height, width) along multiples of _TILE of the run's grid."""
-    for top in range(row0 // _TILE * _TILE, row0 + height, _TILE):
-        for left in range(col0 // _TILE * _TILE, col0 + width, _TILE):
-            r0, c0 = max(top, row0), max(left, col0)
-            yield r0, c0, min(top + _TILE, row0 + height) - r0, min(left + _TILE, col0 + width) - c0
-
-
-def _meets(patch: Patch, size: int, top: int, left: int, height: int, width: int) -> bool:
-    rows = patch.row0 < top + height and top < patch.row0 + size
-    return rows and patch.col0 < left + width and left < patch.col0 + size
-
-
-def _loss_of(loss: np.ndarray, block: Block, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """The block's loss labels over a window of the run's grid; 0 outside the block."""
-    out = np.zeros((height, width), loss.dtype)
-    r0, r1 = max(top, block.row0), min(top + height, block.row0 + block.height)
-    c0, c1 = max(left, block.col0), min(left + width, block.col0 + block.width)
-    if r0 < r1 and c0 < c1:
-        part = loss[r0 - block.row0 : r1 - block.row0, c0 - block.col0 : c1 - block.col0]
-        out[r0 - top : r1 - top, c0 - left : c1 - left] = part
-    return out
+    patches = _lay(plan, block, year.image, clear, bounds)
+    dataset = _dataset(plan, block, year.image)
+    logits = predict_loss(dataset, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
+    images = [(event, scene, count) for (event, scene), count in sorted(year.seen.items())]
+    return _sum_year(year.loss, clear, logits, images, model.card)
 
 
 def _sum_year(

@@ -37,13 +37,14 @@ class Patch:
 
 
 def lattice_window(block: Block, layout: PatchLayout) -> tuple[int, int, int, int]:
-    """Rows and columns (row0, col0, height, width) covered by the patches that meet a block."""
-    if layout.mode == "events":
-        # centred patches start anywhere, so one that meets the block reaches up to a patch beyond it
-        reach = layout.size - 1
-        return block.row0 - reach, block.col0 - reach, block.height + 2 * reach, block.width + 2 * reach
+    """Rows and columns (row0, col0, height, width) that patches of a block may cover.
+
+    With mode `grid` they are those of the lattice patches that meet the block; with `events` a patch starts anywhere.
+    """
 
     def span(start: int, length: int) -> tuple[int, int]:
+        if layout.mode == "events":
+            return start - layout.size + 1, length + 2 * (layout.size - 1)
         first = math.ceil((start - layout.size + 1) / layout.stride) * layout.stride
         last = (start + length - 1) // layout.stride * layout.stride
         return first, last + layout.size - first

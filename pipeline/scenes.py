@@ -7,7 +7,7 @@ its own and merges dates by "first file wins", so the dataset here derives from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -92,15 +92,18 @@ class LandsatScenes(GeoDataset):
         col1, row1 = (round(v) for v in inverse @ (x.stop, y.start))
         return {"image": torch.from_numpy(self.read(row0, col0, row1 - row0, col1 - col0))}
 
-    def read(self, row0: int, col0: int, height: int, width: int) -> np.ndarray:
+    def read(
+        self, row0: int, col0: int, height: int, width: int, only: Collection[str] | None = None
+    ) -> np.ndarray:  # fmt: skip
         """Read a window in pixels of the grid, up to MARGIN outside it: float32 [scenes, bands, height, width].
 
-        NaN = not clear.
+        NaN = not clear. `only` names the scenes to read; their order stays that of `scenes`.
         """
-        out = np.empty((len(self.scenes), len(self.bands), height, width), np.float32)
+        scenes = [scene for scene in self.scenes if only is None or scene.id in only]
+        out = np.empty((len(scenes), len(self.bands), height, width), np.float32)
         # GDAL warps a request larger than a VRT block as one piece of its own, which would tie values to the window
         with rasterio.Env(GDAL_VRT_WARP_USE_DATASET_RASTERIO="NO"):
-            for image, scene in zip(out, self.scenes, strict=True):
+            for image, scene in zip(out, scenes, strict=True):
                 self._read_scene(scene, Window(col0 + MARGIN, row0 + MARGIN, width, height), image)
         return out
 

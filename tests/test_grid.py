@@ -161,6 +161,12 @@ def test_areas_of_events_on_a_utm_grid_are_geodesic(crs, northing):
     assert float(area_ha(event)) == pytest.approx(geodesic_ha(event), rel=1e-6)
 
 
+@pytest.mark.parametrize("lat", [0, -20, 45])
+def test_areas_of_polygons_drawn_by_hand_are_geodesic_to_a_ten_thousandth(lat):
+    triangle = shapely.Polygon([(10, lat), (10.01, lat), (10, lat + 0.01)])
+    assert float(area_ha(triangle)) == pytest.approx(geodesic_ha(triangle), rel=1e-4)
+
+
 def test_areas_come_one_or_many():
     shapes = np.array([box(0, 0, 0.001, 0.001), box(0, 0, 0.002, 0.001)])
     many = area_ha(shapes)

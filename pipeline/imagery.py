@@ -1,0 +1,117 @@
+"""Scenes of a block to one composite for each loss year, read tile by tile, only where a patch will look.
+
+Loss years close to each other share most of their scenes, so the years of a group are composited from one reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import rasterio
+
+from pipeline.catalog.scene import Scene
+from pipeline.composite import median_composite
+from pipeline.grid import Block, RunGrid
+from pipeline.lattice import Patch, PatchLayout, lattice_window
+
+YEARS_AT_ONCE = 3
+"""Composites held at once; with the default block each takes 160 MB."""
+_TILE = 512
+_GDAL_CACHE_MB = 256
+
+
+@dataclass
+class YearImage:
+    """One loss year of a block.
+
+    Attributes:
+        loss: int32 [block.height, block.width], event labels of this year, 0 elsewhere.
+        scenes: what the composite is made of.
+        patches: where the model will look.
+        image: float32 [bands, height, width] over the block's lattice window, NaN = not seen (`fill_composites`).
+        seen: (event row, scene id) to clear loss pixels of that event in that scene (`fill_composites`).
+    """
+
+    loss: np.ndarray
+    scenes: Sequence[Scene]
+    patches: Sequence[Patch]
+    image: np.ndarray
+    seen: dict[tuple[int, str], int] = field(default_factory=dict)
+
+
+def fill_composites(
+    years: Sequence[YearImage], block: Block, grid: RunGrid, layout: PatchLayout, bands: Sequence[str]
+) -> None:
+    """Fill `image` and `seen` of several loss years of one block, reading each scene once.
+
+    Raises:
+        SceneError: a scene cannot be read.
+    """
+    from pipeline.scenes import LandsatScenes
+
+    scenes = sorted({s.id: s for year in years if year.patches for s in year.scenes}.values(), key=lambda s: s.id)
+    row0, col0, height, width = lattice_window(block, layout)
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB), LandsatScenes(scenes, grid, bands) as dataset:
+        for tile in _tiles(row0, col0, height, width):
+            needed = [(year, part) for year in years if year.scenes and (part := _needed(year, layout.size, tile))]
+            if not needed:
+                continue
+            top, left, h, w = _hull([part for _, part in needed])
+            wanted = {s.id for year, _ in needed for s in year.scenes}
+            at = {s.id: k for k, s in enumerate(s for s in scenes if s.id in wanted)}
+            stack = dataset.read(top, left, h, w, wanted)
+            for year, _ in needed:
+                chosen = stack[[at[s.id] for s in year.scenes]]
+                inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)
+                year.image[:, *inside], _ = median_composite(chosen)
+                _count_seen(year, _cut(year.loss, block, (top, left, h, w)), chosen)
+
+
+def _tiles(row0: int, col0: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a window into tiles (row, column, height, width) along multiples of _TILE of the run's grid."""
+    for top in range(row0 // _TILE * _TILE, row0 + height, _TILE):
+        for left in range(col0 // _TILE * _TILE, col0 + width, _TILE):
+            r0, c0 = max(top, row0), max(left, col0)
+            yield r0, c0, min(top + _TILE, row0 + height) - r0, min(left + _TILE, col0 + width) - c0
+
+
+def _needed(year: YearImage, size: int, tile: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
+    """The part of a tile (row, column, height, width) that the year's patches cover, None where they cover none."""
+    top, left, height, width = tile
+    parts = []
+    for patch in year.patches:
+        r0, c0 = max(patch.row0, top), max(patch.col0, left)
+        r1, c1 = min(patch.row0 + size, top + height), min(patch.col0 + size, left + width)
+        if r0 < r1 and c0 < c1:
+            parts.append((r0, c0, r1 - r0, c1 - c0))
+    return _hull(parts) if parts else None
+
+
+def _hull(parts: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    top, left = min(p[0] for p in parts), min(p[1] for p in parts)
+    return top, left, max(p[0] + p[2] for p in parts) - top, max(p[1] + p[3] for p in parts) - left
+
+
+def _cut(loss: np.ndarray, block: Block, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The block's loss labels over a window of the run's grid; 0 outside the block."""
+    top, left, height, width = window
+    out = np.zeros((height, width), loss.dtype)
+    r0, r1 = max(top, block.row0), min(top + height, block.row0 + block.height)
+    c0, c1 = max(left, block.col0), min(left + width, block.col0 + block.width)
+    if r0 < r1 and c0 < c1:
+        part = loss[r0 - block.row0 : r1 - block.row0, c0 - block.col0 : c1 - block.col0]
+        out[r0 - top : r1 - top, c0 - left : c1 - left] = part
+    return out
+
+
+def _count_seen(year: YearImage, loss: np.ndarray, stack: np.ndarray) -> None:
+    """Add the clear loss pixels of each event in each scene of `stack` [scenes, bands, h, w]."""
+    lost = np.nonzero(loss)
+    rows = loss[lost] - 1
+    for scene, layers in zip(year.scenes, stack, strict=True):
+        events, counts = np.unique(rows[~np.isnan(layers[0][lost])], return_counts=True)
+        for event, count in zip(events, counts, strict=True):
+            key = int(event), scene.id
+            year.seen[key] = year.seen.get(key, 0) + int(count)
