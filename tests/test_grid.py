@@ -79,6 +79,8 @@ def test_blocks_tile_the_grid_exactly(height, width, size):
     blocks = list(RunGrid("EPSG:32647", 30, 15, 15, height, width, size).blocks())
     for block in blocks:
         seen[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width] += 1
+        assert block.row0 + block.height <= height
+        assert block.col0 + block.width <= width
         assert min(block.height, block.width) >= 1
         assert max(block.height, block.width) <= size
     assert (seen == 1).all()
