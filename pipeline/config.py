@@ -169,6 +169,18 @@ class RunConfig(Section):
         return self.output.dir.with_name(self.output.dir.name + ".work")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that is written twice: the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; raises a YAML error that names the repeated key."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for k, key in enumerate(keys) if key in keys[:k]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"key {twice!r} is written twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a YAML file, apply `KEY=VALUE` overrides (dotted keys, YAML values) and check it.
 
@@ -180,7 +192,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     if path.stat().st_size > 1_000_000:
         raise ConfigError(f"configuration {path}: larger than 1 MB, which no configuration is")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

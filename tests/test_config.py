@@ -228,3 +228,11 @@ def test_a_configuration_survives_json_and_its_schema():
 def test_the_schema_refuses_unknown_keys_too(key):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tree_with(key, 1), RunConfig.model_json_schema())
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path, root: Path) -> None:
+    text = (root / "configs" / "brumadinho.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "twice.yaml"
+    path.write_text(text + "\nmodel: other\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"twice\.yaml.*'model' is written twice"):
+        load_config(path)
