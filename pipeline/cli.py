@@ -47,11 +47,12 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; run the same command again to go on from what is done", file=sys.stderr)
         code = 130
     except Exception as error:
         # the last line of defence: what nobody foresaw still ends in one line and exit code 1
         code = _fail(error, 1)
+    if code == 130:  # typer itself turns Ctrl-C into this code, without a word
+        print("interrupted; run the same command again to go on from what is done", file=sys.stderr)
     sys.exit(code or 0)
 
 

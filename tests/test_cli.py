@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_help_names_every_command(cli):
     text = cli("--help").out
-    for name in ("demo", "plan", "run", "inspect", "train", "evaluate", "baseline", "models", "serve", "schema"):
+    for name in ("demo", "plan", "run", "inspect", "models", "schema"):
         assert f" {name} " in text, name
 
 
