@@ -52,7 +52,7 @@ def test_the_product_is_sound_and_complete(product_of, province):
     report = inspect_product(product)
     assert report.sound, render_text(report)
     events, blocks = layer(product, "events"), layer(product, "blocks")
-    assert len(blocks) == 9
+    assert 4 < len(blocks) <= 9  # of nine blocks, those that hold loss
     assert len(events) > 40
     assert json.loads((product / "run.json").read_text())["complete"] is True
     true = json.loads(province.truth_table.read_text())["area_ha_by_driver"]
