@@ -17,6 +17,7 @@ from pipeline.labels import LabelScheme
 
 CARD_FILE = "model.json"
 WEIGHTS_FILES = ("model.safetensors", "model.onnx")
+REGION_FILE = "region.safetensors"
 
 
 class _Strict(BaseModel):
@@ -67,6 +68,43 @@ class Score(_Strict):
     split: str
 
 
+class AuxiliaryColumn(_Strict):
+    """One auxiliary predictor: column `name`, and `mean` and `std` of the values present in training, in its own unit.
+
+    `measure` is how the column was sampled (see `pipeline.config.Auxiliary`); "" = not recorded, so not compared.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
+    mean: float = Field(allow_inf_nan=False)
+    std: float = Field(gt=0, allow_inf_nan=False)
+    measure: str = ""
+
+
+class RegionParams(_Strict):
+    """What builds a region head (late fusion): its inputs in order, the `hidden` width and the `dropout` share.
+
+    `statistics` False leaves only the mean logits of an event, True adds their std, min and max.
+    """
+
+    statistics: bool = True
+    auxiliary: tuple[AuxiliaryColumn, ...] = ()
+    hidden: int = Field(128, ge=1, le=4096)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> RegionParams:
+        names = [column.name for column in self.auxiliary]
+        if len(set(names)) < len(names):
+            raise ValueError(f"region.auxiliary {names}: a column is named twice")
+        return self
+
+
+class RegionSpec(RegionParams):
+    """The region head of a package; `sha256` is that of `region.safetensors`."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class ModelCard(_Strict):
     """Contents of `model.json`; see contract section 6. `sha256` is that of the weights file."""
 
@@ -81,6 +119,7 @@ class ModelCard(_Strict):
     patch: PatchSpec = PatchSpec()
     labels: tuple[dict[str, Any], ...]
     calibration: Calibration = Calibration()
+    region: RegionSpec | None = None
     scores: tuple[Score, ...] = ()
     training_data: str
     simulated: bool
