@@ -18,6 +18,8 @@ from pipeline.labels import LabelScheme
 CARD_FILE = "model.json"
 WEIGHTS_FILES = ("model.safetensors", "model.onnx")
 REGION_FILE = "region.safetensors"
+REACH = 5.0
+"""A region head takes predictors within this many standard deviations of training's mean; beyond, nothing was learnt."""
 
 
 class _Strict(BaseModel):
@@ -49,12 +51,54 @@ class PatchSpec(_Strict):
 
 
 class Calibration(_Strict):
-    """Temperature on event logits: p = softmax(mean logits / temperature); `ece` as measured on `split`."""
+    """How event logits become probabilities, see `calibration.calibrated`; `ece` as measured on `split`.
 
-    method: Literal["none", "temperature"] = "none"
+    `temperature`: softmax(logits / temperature). `vector`: softmax(scale * logits + bias), one of each a class.
+    """
+
+    method: Literal["none", "temperature", "vector"] = "none"
     temperature: float = Field(1.0, gt=0)
+    scale: tuple[float, ...] = ()
+    bias: tuple[float, ...] = ()
     ece: float | None = None
     split: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Calibration:
+        if self.method == "vector" and (not self.scale or len(self.scale) != len(self.bias) or min(self.scale) <= 0):
+            raise ValueError("calibration: method vector needs a positive scale and a bias for each class")
+        if self.method != "vector" and (self.scale or self.bias):
+            raise ValueError(f"calibration: scale and bias belong to method vector, not {self.method}")
+        return self
+
+
+class ErrorMatrix(_Strict):
+    """Sample counts `counts[mapped class][reference class]` and the share of the mapped area of each class.
+
+    What a stratified, error-adjusted area estimate needs (Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015).
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    mapped_shares: tuple[float, ...]
+    split: str
+    n: int
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ErrorMatrix:
+        size = len(self.classes)
+        if len(self.counts) != size or any(len(row) != size for row in self.counts):
+            raise ValueError(f"error_matrix: counts must be {size} x {size}, rows mapped, columns reference")
+        cells = [count for row in self.counts for count in row]
+        if min(cells, default=0) < 0 or sum(cells) != self.n:
+            raise ValueError(
+                f"error_matrix: counts must not be negative and must sum to n = {self.n}, not {sum(cells)}"
+            )
+        shares = self.mapped_shares
+        if len(shares) != size or min(shares, default=0) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"error_matrix: mapped_shares must be {size} shares that sum to 1, not {shares}")
+        return self
 
 
 class Score(_Strict):
@@ -121,6 +165,7 @@ class ModelCard(_Strict):
     calibration: Calibration = Calibration()
     region: RegionSpec | None = None
     scores: tuple[Score, ...] = ()
+    error_matrix: ErrorMatrix | None = None
     training_data: str
     simulated: bool
     licence: str
@@ -138,6 +183,11 @@ class ModelCard(_Strict):
             raise ValueError(f"unknown bands {unknown}; known are {list(BANDS)}")
         if self.patch.stride > self.patch.size:
             raise ValueError("patch.stride must not exceed patch.size")
+        names = tuple(label.get("name") for label in self.labels)
+        if self.calibration.method == "vector" and len(self.calibration.scale) != len(names):
+            raise ValueError(f"calibration has {len(self.calibration.scale)} scales for {len(names)} classes")
+        if self.error_matrix and self.error_matrix.classes != names:
+            raise ValueError(f"error_matrix is of the classes {self.error_matrix.classes}, the labels are {names}")
         return self
 
     @property
