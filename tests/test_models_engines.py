@@ -12,9 +12,11 @@ from model_samples import BANDS, random_package
 
 from pipeline.errors import ModelError
 from pipeline.models.card import read_card
-from pipeline.models.engines import OnnxEngine, TorchEngine, open_segmenter, prepare, random_patch, segmenter_for_worker
+from pipeline.models.engines import TorchEngine, open_segmenter, segmenter_for_worker
 from pipeline.models.export import CACHE_VARIABLE, export_onnx
+from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import import_onnx, verify_package
+from pipeline.models.prepare import prepare, random_patch
 from pipeline.models.store import load_package
 
 
@@ -162,7 +164,10 @@ def test_import_refuses_a_card_that_promises_something_else(folder: Path, tmp_pa
     for change, told in [
         ({}, "sha256 is"),
         ({"sha256": None, "labels": card["labels"][:3]}, r"returns float32 \[1, 4, 64, 64\], its card promises"),
-        ({"sha256": None, "patch": {"size": 96, "stride": 48}}, "fails on a patch of the card"),
+        (
+            {"sha256": None, "patch": {"size": 96, "stride": 48}},
+            r"takes .*64, 64\], but the card says \['n', 6, 96, 96\] \(NCHW\): correct patch.size",
+        ),
     ]:
         fields = {key: value for key, value in {**card, **change}.items() if value is not None}
         (tmp_path / "card.json").write_text(json.dumps(fields))

@@ -19,7 +19,7 @@ CARD_FILE = "model.json"
 WEIGHTS_FILES = ("model.safetensors", "model.onnx")
 REGION_FILE = "region.safetensors"
 REACH = 5.0
-"""A region head takes predictors within this many standard deviations of training's mean; beyond, nothing was learnt."""
+"""Region heads take predictors within so many standard deviations of training's mean, as nothing was learnt beyond."""
 
 
 class _Strict(BaseModel):
@@ -27,12 +27,16 @@ class _Strict(BaseModel):
 
 
 class Scaling(_Strict):
-    """How pixel values become network input: reflectance = DN * scale + offset; input = (reflectance - mean) / std."""
+    """How pixel values become network input: reflectance = DN * scale + offset; input = (reflectance - mean) / std.
+
+    With `clip`, reflectance is first limited to (lowest, highest).
+    """
 
     offset: float = -0.2
     scale: float = 0.0000275
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    clip: tuple[float, float] | None = None
 
 
 class Part(_Strict):
@@ -40,6 +44,21 @@ class Part(_Strict):
 
     name: str
     settings: dict[str, Any] = {}
+
+
+class GraphSpec(_Strict):
+    """How an imported ONNX graph is fed and what it answers.
+
+    `layout` and `output_layout` (None: the same) are the order of axes. `output`: logits, or probabilities, whose
+    logarithm is taken. `binary`: the one output channel is the score of the second of two classes. `output_name`
+    picks one of several outputs.
+    """
+
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    output_layout: Literal["NCHW", "NHWC"] | None = None
+    output: Literal["logits", "probabilities"] = "logits"
+    output_name: str | None = None
+    binary: bool = False
 
 
 class PatchSpec(_Strict):
@@ -161,6 +180,7 @@ class ModelCard(_Strict):
     bands: tuple[str, ...]
     scaling: Scaling
     patch: PatchSpec = PatchSpec()
+    graph: GraphSpec | None = None
     labels: tuple[dict[str, Any], ...]
     calibration: Calibration = Calibration()
     region: RegionSpec | None = None
@@ -178,6 +198,10 @@ class ModelCard(_Strict):
             raise ValueError(f"scaling has {len(self.scaling.mean)} means for {len(self.bands)} bands")
         if min(self.scaling.std) <= 0:
             raise ValueError("scaling.std must be positive")
+        if self.scaling.clip and self.scaling.clip[0] >= self.scaling.clip[1]:
+            raise ValueError(f"scaling.clip {self.scaling.clip} must be (lowest, highest)")
+        if self.graph and self.graph.binary and len(self.labels) != 2:
+            raise ValueError(f"graph.binary means two classes, the card has {len(self.labels)}")
         unknown = [band for band in self.bands if band not in BANDS]
         if unknown:
             raise ValueError(f"unknown bands {unknown}; known are {list(BANDS)}")

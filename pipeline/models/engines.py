@@ -1,7 +1,7 @@
 """Engines: a model package made ready to run (`Segmenter`), by torch or by ONNX Runtime.
 
 On a CPU ONNX Runtime is the faster and smaller of the two, so `auto` is torch on a GPU and onnx elsewhere.
-Both share `prepare`, the one place where reflectance becomes network input. On a CPU images go through one by
+Both share `prepare`, where reflectance becomes network input. On a CPU images go through one by
 one: as fast as any batch, and an image's logits cannot depend on its neighbours in the batch.
 """
 
@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.errors import ModelError
+from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import load_network
+from pipeline.models.prepare import joined, prepare
 from pipeline.models.store import Package, load_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.models.card import ModelCard
     from pipeline.models.contracts import Segmenter
 
 Engine = Literal["auto", "torch", "onnx"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-REFLECTANCE_LIMIT = 2.0
-"""No surface has a median reflectance beyond this; digital numbers do."""
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +113,7 @@ class TorchEngine:
                 size = max(1, size // 2)
                 continue
             done += size
-        return _joined(outputs, images, self.card)
+        return joined(outputs, images, self.card)
 
     def _run(self, inputs: Any) -> NDArray[np.float32]:
         import torch
@@ -123,96 +122,6 @@ class TorchEngine:
             moved = inputs.to(self._device).contiguous(memory_format=torch.channels_last)
             result: NDArray[np.float32] = self._network(moved).float().contiguous().cpu().numpy()
             return result
-
-
-class OnnxEngine:
-    """An ONNX graph on ONNX Runtime's CPU provider, from bytes whose digest the caller has checked."""
-
-    def __init__(self, card: ModelCard, graph: bytes, where: str, threads: int = 1) -> None:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as native
-
-        self.card = card
-        self._where = where
-        # ONNX Runtime's errors share no root but Exception
-        self._failures: tuple[type[Exception], ...] = tuple(
-            value for value in vars(native).values() if isinstance(value, type) and issubclass(value, Exception)
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            # from bytes: a graph with external data could name any file of this machine
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except self._failures as error:
-            raise ModelError(f"model {where}: ONNX Runtime cannot load it: {error}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
-            raise ModelError(f"model {where}: the graph must map one float32 input to one output")
-        self._input: str = inputs[0].name
-
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Float32 reflectance [N, bands, H, W], NaN = not observed -> float32 logits [N, classes, H, W]."""
-        inputs = prepare(images, self.card)
-        outputs = []
-        for index in range(len(inputs)):
-            try:
-                outputs.append(self._session.run(None, {self._input: inputs[index : index + 1]})[0])
-            except self._failures as error:
-                raise ModelError(f"model {self._where}: the graph fails on a patch of the card: {error}") from error
-        return _joined(outputs, images, self.card)
-
-
-def prepare(images: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
-    """Float32 reflectance [N, bands, H, W], NaN = not observed -> normalised input, the same shape, no NaN.
-
-    input = (reflectance - mean) / std with the card's figures; what is not observed becomes 0, the mean.
-    Raises ModelError where the bands, the patch size or the scaling are not those of the card.
-    """
-    size, bands = card.patch.size, card.bands
-    if images.ndim != 4 or images.shape[1:] != (len(bands), size, size):
-        raise ModelError(
-            f"model {card.name} takes [N, {len(bands)}, {size}, {size}] (bands {', '.join(bands)}), "
-            f"got {list(images.shape)}"
-        )
-    for index, band in enumerate(bands):
-        # every fourth pixel is plenty for a median, and a sixteenth of the work
-        sample = images[:, index, ::4, ::4]
-        sample = sample[np.isfinite(sample)]
-        if sample.size and abs(median := float(np.median(sample))) > REFLECTANCE_LIMIT:
-            raise ModelError(
-                f"scaling out of range: band {band} has a median of {median:g} where reflectance lies in 0..1; "
-                "apply the scene's scale and offset (Collection 2 Level-2: DN * 0.0000275 - 0.2) first"
-            )
-    mean = np.asarray(card.scaling.mean, np.float32).reshape(1, -1, 1, 1)
-    std = np.asarray(card.scaling.std, np.float32).reshape(1, -1, 1, 1)
-    inputs = (images.astype(np.float32, copy=False) - mean) / std
-    inputs[~np.isfinite(inputs)] = 0.0
-    return np.ascontiguousarray(inputs)
-
-
-def random_patch(card: ModelCard) -> NDArray[np.float32]:
-    """Return one patch [1, bands, size, size] of reflectance drawn around the card's mean, the same every time."""
-    shape = (1, len(card.bands), card.patch.size, card.patch.size)
-    noise = np.random.default_rng(0).normal(size=shape)
-    mean, std = (np.asarray(values).reshape(1, -1, 1, 1) for values in (card.scaling.mean, card.scaling.std))
-    return (mean + std * noise).astype(np.float32)
-
-
-def _joined(outputs: list[NDArray[np.float32]], images: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
-    """Join the outputs and hold them to the contract: an engine that breaks it must not reach the map."""
-    wanted = (len(images), len(card.scheme), *images.shape[2:])
-    if not outputs:
-        return np.empty(wanted, np.float32)
-    logits = np.concatenate(outputs)
-    if logits.shape != wanted or logits.dtype != np.float32:
-        raise ModelError(
-            f"model {card.name}: returns {logits.dtype} {list(logits.shape)}, its card promises float32 {list(wanted)}"
-        )
-    if not np.isfinite(logits).all():
-        raise ModelError(f"model {card.name}: returns values that are not finite; the weights are unusable")
-    return logits
 
 
 def _open_torch(package: Package, on_gpu: bool, precision: Precision, threads: int) -> TorchEngine:

@@ -17,8 +17,10 @@ from platformdirs import user_cache_dir
 
 from pipeline.artifacts import write_bytes
 from pipeline.errors import ModelError
-from pipeline.models.engines import OnnxEngine, TorchEngine, random_patch
+from pipeline.models.engines import TorchEngine
+from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import load_network
+from pipeline.models.prepare import random_patch
 from pipeline.models.store import Package, load_package
 
 CACHE_VARIABLE = "CLEARCAUSE_CACHE"

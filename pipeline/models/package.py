@@ -21,6 +21,8 @@ from pipeline.artifacts import write_bytes
 from pipeline.errors import ModelError
 from pipeline.models.card import CARD_FILE, WEIGHTS_FILES, ModelCard
 from pipeline.models.network import Network, network_of
+from pipeline.models.onnx_engine import OnnxEngine, looks_like_probabilities
+from pipeline.models.prepare import random_patch
 from pipeline.models.store import ONNX, SAFETENSORS, Package, load_package
 
 
@@ -28,6 +30,8 @@ def load_network(package: Package) -> Network:
     """Return the package's network in eval mode, float32; raises ModelError where weights and card disagree."""
     if package.is_onnx:
         raise ModelError(f"model {package.folder}: ships {ONNX}, which only the onnx engine runs; set engine: onnx")
+    if package.card.graph:
+        raise ModelError(f"model {package.folder}: its card has a graph, which belongs to ONNX packages; remove it")
     try:
         state = load(package.read())
     except SafetensorError as error:
@@ -56,7 +60,7 @@ def save_package(folder: Path, network: Network, fields: Mapping[str, Any], *, h
 def verify_package(folder: Path) -> ModelCard:
     """Check digest, weights against architecture, and one random patch through the model; raises ModelError."""
     # engines import this module
-    from pipeline.models.engines import open_segmenter, random_patch
+    from pipeline.models.engines import open_segmenter
 
     segmenter = open_segmenter(folder, engine="onnx" if load_package(folder).is_onnx else "torch", device="cpu")
     segmenter.logits(random_patch(segmenter.card))
@@ -64,13 +68,12 @@ def verify_package(folder: Path) -> ModelCard:
 
 
 def import_onnx(onnx_file: Path, card_json: Path, folder: Path) -> ModelCard:
-    """Make a package of an ONNX graph (float32 [N, bands, H, W] -> [N, classes, H, W]) and its card.
+    """Make a package of any ONNX segmentation graph and its card, which says how it is fed (`card.GraphSpec`).
 
-    The card may leave `sha256` out; where it has one it must match. A random patch of the card's size is run
-    before anything is written. Raises ModelError where the graph does not do what the card says.
+    The card may leave out `sha256` (where it has one it must match) and `backbone`, `neck` and `head`, which only a
+    network of ours is rebuilt from. A random patch of the card's size is run before anything is written. Raises
+    ModelError where the graph does not do what the card says.
     """
-    from pipeline.models.engines import OnnxEngine, random_patch
-
     try:
         content = onnx_file.read_bytes()
         fields = json.loads(card_json.read_text(encoding="utf-8"))
@@ -81,8 +84,15 @@ def import_onnx(onnx_file: Path, card_json: Path, folder: Path) -> ModelCard:
     digest = hashlib.sha256(content).hexdigest()
     if fields.get("sha256", digest) != digest:
         raise ModelError(f"model weights {onnx_file}: sha256 is {digest}, the card {card_json} says {fields['sha256']}")
-    card = _make_card({**fields, "sha256": digest}, str(card_json))
-    OnnxEngine(card, content, str(onnx_file)).logits(random_patch(card))
+    parts = {kind: {"name": "onnx"} for kind in ("backbone", "neck", "head")}
+    card = _make_card({"graph": {}, **parts, **fields, "sha256": digest}, str(card_json))
+    engine, patch = OnnxEngine(card, content, str(onnx_file)), random_patch(card)
+    engine.logits(patch)
+    if card.graph and card.graph.output == "logits" and looks_like_probabilities(engine.raw(patch)):
+        raise ModelError(
+            f"model {onnx_file}: its outputs on a random patch are probabilities, the card {card_json} says logits; "
+            "set graph.output: probabilities"
+        )
     _write(folder, ONNX, content, card)
     return card
 
