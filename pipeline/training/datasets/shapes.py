@@ -125,8 +125,8 @@ def parse_region(content: bytes) -> shapely.Polygon | shapely.MultiPolygon:
     _check_opcodes(content)
     try:
         found = _Unpickler(io.BytesIO(content)).load()
-    # the damage a broken pickle can do is listed by the pickle module's own documentation as these and "others"
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+    # what the pickle module raises for damaged bytes
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
     if not isinstance(found, _Wkb):
         raise ValueError(f"it is a {type(found).__name__}")
@@ -138,8 +138,9 @@ def parse_region(content: bytes) -> shapely.Polygon | shapely.MultiPolygon:
         raise ValueError(f"it is a {'nothing' if geometry is None else geometry.geom_type}")
     if not geometry.is_empty and not all(abs(v) < 1e12 for v in geometry.bounds):
         raise ValueError("its coordinates are not finite")
-    polygon: shapely.Polygon | shapely.MultiPolygon = shapely.force_2d(geometry)
-    return polygon
+    flat = shapely.force_2d(geometry)
+    assert isinstance(flat, shapely.Polygon | shapely.MultiPolygon)
+    return flat
 
 
 def _check_opcodes(content: bytes) -> None:
@@ -151,5 +152,5 @@ def _check_opcodes(content: bytes) -> None:
             # unpickling allocates as many places as the largest number says
             if opcode.name in _PLACES and int(str(argument)) > _MOST_PLACES:
                 raise ValueError("it numbers its parts beyond what a polygon has")
-    except (ValueError, IndexError, KeyError) as error:
+    except (OverflowError, IndexError, KeyError) as error:
         raise ValueError(str(error)) from error
