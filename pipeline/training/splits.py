@@ -92,7 +92,7 @@ def block_folds(
 
     Blocks are shuffled (seed None: the largest come first) and each goes to the fold with the fewest events so far. The
     figure of one dealing says little: on Cam-ForestNet, location-only 1-NN has a standard deviation of 0.01 over
-    dealings of 10 and 25 km blocks and of 0.02 to 0.06 for 50 and 100 km. Raises InputError for fewer blocks than folds.
+    dealings of 10 and 25 km blocks, 0.02 to 0.06 for 50 and 100 km. Raises InputError for fewer blocks than folds.
     """
     blocks = block_ids(events["latitude"].to_numpy(float), events["longitude"].to_numpy(float), km, shape)
     sizes = np.bincount(blocks)
