@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -18,9 +19,10 @@ from pipeline.artifacts import code_digest, digest
 from pipeline.blocks import BlockRecord
 from pipeline.catalog.scene import QA_PIXEL
 from pipeline.config import RunConfig
-from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams
+from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams, decide
+from pipeline.events import LogitSums
 from pipeline.models.card import ModelCard, read_card
-from pipeline.plan import EVENTS_FILE, Plan
+from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, Plan
 from pipeline.product.write import ProductInputs
 from pipeline.request import Request
 
@@ -41,8 +43,10 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
     lost = [p.block.id for p in plan.blocks if p.block.id not in {r.block for r in good}]
     failed = merge.failed_events(work, plan, lost, len(planned))
     sums = merge.read_sums(work, good, len(planned), card.scheme)
-    params = DriverParams(card.calibration.temperature, config.output.uncertain_below)
-    events = merge.event_table(planned, sums, failed, plan, card.scheme, params)
+    params = DriverParams(card.calibration, config.output.uncertain_below)
+    logits = _event_logits(planned, sums.logits, failed, card, config.model)
+    drivers_of = decide(logits, sums.logits.clear, failed, card.scheme, params)
+    events = merge.event_table(planned, sums, drivers_of, plan, card.scheme)
     events["model"] = f"{card.name} {card.version}"
     warnings = list(plan.warnings)
     events, unit_frame = _with_units(events, config, plan, warnings)
@@ -69,6 +73,20 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
         confidence=confidence,
         crs=config.output.crs,
     )
+
+
+def _event_logits(planned: Any, sums: LogitSums, failed: np.ndarray, card: ModelCard, package: Path) -> np.ndarray:
+    """Logits float64 [n, classes] of the planned events: means over clear pixels, through the region head if any."""
+    logits, seen = sums.mean(), (sums.clear > 0) & ~failed
+    if card.region is None or not seen.any():
+        return logits
+    # torch is loaded by nobody else in this process
+    from pipeline.models.region import fused_logits
+
+    columns = [AUXILIARY_PREFIX + column.name for column in card.region.auxiliary]
+    auxiliary = planned.loc[seen, columns].to_numpy(dtype=float)
+    logits[seen] = fused_logits(package, card, sums.statistics()[seen], auxiliary)
+    return logits
 
 
 def _with_units(events: Any, config: RunConfig, plan: Plan, warnings: list[str]) -> tuple[Any, GeoDataFrame]:
@@ -158,8 +176,19 @@ def _record(
         "simulated": card.simulated,
         "digest": product_digest(plan),
         "counts": counts,
-        "model": {"name": card.name, "version": card.version, "sha256": card.sha256, "architecture": card.architecture},
-        "inputs": {"plan": plan.inputs, "loss": Path(config.loss.source).name, "scenes": sorted(plan.scenes)},
+        "model": {
+            "name": card.name,
+            "version": card.version,
+            "sha256": card.sha256,
+            "architecture": card.architecture,
+            "region_sha256": card.region.sha256 if card.region else None,
+        },
+        "inputs": {
+            "plan": plan.inputs,
+            "loss": Path(config.loss.source).name,
+            "scenes": sorted(plan.scenes),
+            "auxiliary": [dataclasses.asdict(source) for source in plan.auxiliary],
+        },
         "versions": {**versions(), "code": code_digest(whole=True)},
         "config": _public(config),
         "grid": {

@@ -26,11 +26,12 @@ from pipeline.artifacts import code_digest, committed_folder, digest, file_sha25
 from pipeline.catalog.fetch import localised
 from pipeline.catalog.scene import Scene
 from pipeline.errors import BlockError
-from pipeline.events import FIXED_POINT, sum_by_event, to_fixed_point
+from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
 from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites
 from pipeline.labels import NO_DATA
 from pipeline.lattice import Patch, lattice_window
+from pipeline.models.calibration import calibrated
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_plan
 
 RASTERS, SUMS, IMAGES, META = "rasters.npz", "sums.parquet", "images.parquet", "block.json"
@@ -215,25 +216,18 @@ def _sum_year(
     loss: np.ndarray, clear: np.ndarray, logits: np.ndarray, images: list[tuple[int, str, int]], card: Any
 ) -> YearSums:
     """Class and confidence of every loss pixel, and integer sums by event."""
-    from scipy.special import softmax
-
     codes = np.array(card.scheme.codes, np.uint8)
     where = np.flatnonzero(loss)
     label, observed = loss.ravel()[where], clear.ravel()[where] > 0
     fixed = to_fixed_point(logits) if len(logits) else np.zeros((0, len(codes)), np.int64)
     classes, confidence = (np.full(len(where), NO_DATA, np.uint8) for _ in range(2))
     if len(fixed):
-        p = softmax(fixed / FIXED_POINT / card.calibration.temperature, axis=1)
-        classes[observed] = codes[fixed.argmax(axis=1)]
+        p = calibrated(fixed / FIXED_POINT, card.calibration)
+        classes[observed] = codes[p.argmax(axis=1)]
         confidence[observed] = np.rint(p.max(axis=1) * 100).astype(np.uint8)
     present, pixels, _ = sum_by_event(label, np.zeros((len(label), 1), np.int64))
-    seen, clear_pixels, logit_sums = sum_by_event(label[observed], fixed)
-    place = np.searchsorted(present, seen)
-    sums: dict[str, np.ndarray] = {"event": present - 1, "pixels": pixels, "clear": np.zeros(len(present), np.int64)}
-    sums["clear"][place] = clear_pixels
-    for k, name in enumerate(card.scheme.names):
-        sums[f"logit_{name}"] = np.zeros(len(present), np.int64)
-        sums[f"logit_{name}"][place] = logit_sums[:, k]
+    logit_sums = LogitSums.of_pixels(np.searchsorted(present, label[observed]), fixed, len(present))
+    sums = {"event": present - 1, "pixels": pixels, **logit_sums.columns(card.scheme.names)}
     return YearSums(where, classes, confidence, sums, images)
 
 

@@ -142,6 +142,26 @@ class Overlay(Section):
     layer: str | None = None
 
 
+class Auxiliary(Section):
+    """A predictor sampled for every event from a raster or a vector layer, NaN where the data say nothing.
+
+    `mean` of a raster's cells · `slope` in degrees and `aspect` (two columns, <name>_sin and <name>_cos) of an
+    elevation raster in metres · `distance` in km to the nearest feature of a vector layer · `share` 0..1 of the event
+    inside a layer's polygons, or on a raster's cells that are not 0.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    path: Path
+    measure: Literal["mean", "slope", "aspect", "distance", "share"]
+    band: int = Field(1, ge=1)
+    layer: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns it gives."""
+        return (f"{self.name}_sin", f"{self.name}_cos") if self.measure == "aspect" else (self.name,)
+
+
 class Output(Section):
     """Where the product goes, the CRS of its vectors, and the confidence below which an event is `uncertain`."""
 
@@ -161,7 +181,17 @@ class RunConfig(Section):
     tiling: Tiling = Tiling()
     compute: Compute = Compute()
     overlays: tuple[Overlay, ...] = ()
+    auxiliary: tuple[Auxiliary, ...] = ()
     output: Output
+
+    @field_validator("auxiliary")
+    @classmethod
+    def _distinct(cls, auxiliary: tuple[Auxiliary, ...]) -> tuple[Auxiliary, ...]:
+        columns = [column for item in auxiliary for column in item.columns]
+        twice = next((c for k, c in enumerate(columns) if c in columns[:k]), None)
+        if twice is not None:
+            raise ValueError(f"column {twice!r} is given twice; choose another name")
+        return auxiliary
 
     @property
     def work(self) -> Path:
@@ -187,6 +217,11 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         ConfigError: one line for the first fault, naming the file, the key and the remedy.
     """
+    return _absolute(validated(RunConfig, read_tree(path, overrides), str(path)), path.resolve().parent)
+
+
+def read_tree(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a YAML file as plain values and apply `KEY=VALUE` overrides; raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"configuration {path}: no such file")
     if path.stat().st_size > 1_000_000:
@@ -196,19 +231,25 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"configuration {path}: expected keys like region, loss and imagery at the top")
-    return parse_config(tree, path.resolve().parent, str(path), overrides)
+        raise ConfigError(f"configuration {path}: expected keys and values at the top")
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+def validated[T: Section](model: type[T], tree: dict[str, Any], name: str) -> T:
+    """Check plain values against a section; raises ConfigError, which calls the configuration `name`."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {name}: {_explain(error)}") from error
 
 
 def parse_config(tree: dict[str, Any], base: Path, name: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Check a configuration given as plain values; relative paths start at `base`, errors call it `name`."""
     for override in overrides:
         _override(tree, override)
-    try:
-        config = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"configuration {name}: {_explain(error)}") from error
-    return _absolute(config, base)
+    return _absolute(validated(RunConfig, tree, name), base)
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -246,20 +287,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _all_keys() -> list[str]:
-    sections: list[type[BaseModel]] = [
-        RunConfig,
-        Region,
-        UnitLayer,
-        Loss,
-        Imagery,
-        ImageWindow,
-        GridSpec,
-        Tiling,
-        Compute,
-        Overlay,
-        Output,
-    ]
-    return sorted({key for section in sections for key in section.model_fields})
+    return sorted({key for section in Section.__subclasses__() for key in section.model_fields})
 
 
 def _absolute(config: RunConfig, base: Path) -> RunConfig:
@@ -280,6 +308,7 @@ def _absolute(config: RunConfig, base: Path) -> RunConfig:
         "imagery": imagery.model_copy(update={"source": source, "cache": fix(imagery.cache)}),
         "model": fix(config.model),
         "overlays": tuple(o.model_copy(update={"path": fix(o.path)}) for o in config.overlays),
+        "auxiliary": tuple(a.model_copy(update={"path": fix(a.path)}) for a in config.auxiliary),
         "output": config.output.model_copy(update={"dir": fix(config.output.dir)}),
     }
     return config.model_copy(update=update)

@@ -1,14 +1,14 @@
-"""Sums to drivers: one class, calibrated probabilities and a status for each event."""
+"""Logits to drivers: one class, calibrated probabilities and a status for each event."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
 
-from pipeline.events import FIXED_POINT
 from pipeline.labels import LabelScheme
+from pipeline.models.calibration import calibrated
+from pipeline.models.card import Calibration
 
 CLASSIFIED, UNCERTAIN, NO_IMAGERY, FAILED = "classified", "uncertain", "no_imagery", "failed"
 
@@ -32,31 +32,29 @@ class Drivers:
 
 @dataclass(frozen=True)
 class DriverParams:
-    """Temperature of the model's calibration, and the confidence below which an event is `uncertain`."""
+    """The model's calibration, and the confidence below which an event is `uncertain`."""
 
-    temperature: float = 1.0
+    calibration: Calibration = Calibration()
     uncertain_below: float = 0.5
 
 
 def decide(
-    sums: np.ndarray, clear: np.ndarray, failed: np.ndarray, scheme: LabelScheme, params: DriverParams
+    logits: np.ndarray, clear: np.ndarray, failed: np.ndarray, scheme: LabelScheme, params: DriverParams
 ) -> Drivers:
-    """Turn summed logits into drivers.
-
-    The event's logits are the mean over its clear pixels; p = softmax(mean / temperature) (Guo et al. 2017).
+    """Turn the logits of events into drivers, calibrated (`calibration.calibrated`).
 
     Args:
-        sums: int64 [n, classes], logits summed in fixed point over the clear pixels.
+        logits: float64 [n, classes], means over the clear pixels (`LogitSums.mean`), or what a region head made of
+            them; rows of events without clear pixels are not read.
         clear: int64 [n], clear pixels.
         failed: bool [n], some block of the event could not be computed.
-        scheme: classes in the order of the sums.
-        params: temperature and threshold.
+        scheme: classes in the order of the logits.
+        params: calibration and threshold.
     """
     seen = (clear > 0) & ~failed
     p = np.full((len(clear), len(scheme)), np.nan)
-    mean = sums[seen] / FIXED_POINT / clear[seen, None]
     # nine digits are far below what a model knows and make equal answers equal in print
-    p[seen] = np.round(softmax(mean / params.temperature, axis=1), 9) if seen.any() else p[seen]
+    p[seen] = np.round(calibrated(logits[seen], params.calibration), 9) if seen.any() else p[seen]
     best = np.where(seen, np.nan_to_num(p, nan=-1.0).argmax(axis=1), -1)
     confidence = np.where(seen, np.nan_to_num(p, nan=-1.0).max(axis=1), np.nan)
     status = np.where(failed, FAILED, np.where(~seen, NO_IMAGERY, CLASSIFIED)).astype(object)

@@ -6,6 +6,7 @@ order they came.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 FIXED_POINT = 1 << 16
 """Logits are summed as round(logit * FIXED_POINT): exact, and the same in every order."""
 _MOST = float(1 << 12)
+SQUARE_SPLIT = 1 << 28
+"""Squares of fixed-point logits (at most 2**56) are summed in two halves, by this factor."""
+_KINDS = ("total", "low", "high", "square_high", "square_low")
 
 
 @dataclass(frozen=True)
@@ -122,3 +126,75 @@ def sum_by_event(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     sums = np.zeros((len(present), values.shape[1]), np.int64)
     np.add.at(sums, index, values)
     return present, counts, sums
+
+
+@dataclass(frozen=True)
+class LogitSums:
+    """What the clear pixels of n events say, in integers that merge exactly over blocks, in whatever order.
+
+    Attributes:
+        clear: int64 [n], clear pixels.
+        total: int64 [n, classes], logits summed in fixed point.
+        low, high: int64 [n, classes], smallest and largest logit in fixed point.
+        square_high, square_low: int64 [n, classes], squares of the fixed-point logits, summed as
+            high * SQUARE_SPLIT + low: a square has up to 56 bits, so one int64 would overflow after 128 pixels, and
+            each half lets an event have 2**34 of them.
+    """
+
+    clear: np.ndarray
+    total: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    square_high: np.ndarray
+    square_low: np.ndarray
+
+    @classmethod
+    def nothing(cls, events: int, classes: int) -> LogitSums:
+        """The sums of no pixels: what adding changes nothing."""
+        zero, most = np.zeros((events, classes), np.int64), int(_MOST) * FIXED_POINT
+        return cls(np.zeros(events, np.int64), zero, zero + most, zero - most, zero.copy(), zero.copy())
+
+    @classmethod
+    def of_pixels(cls, rows: np.ndarray, fixed: np.ndarray, events: int) -> LogitSums:
+        """Sum the fixed-point logits int64 [pixels, classes] of pixels by their event's row [pixels]."""
+        sums = cls.nothing(events, fixed.shape[1])
+        square = fixed * fixed
+        halves = square // SQUARE_SPLIT, square % SQUARE_SPLIT
+        sums.add(rows, cls(np.ones(len(rows), np.int64), fixed, fixed, fixed, *halves))
+        return sums
+
+    def add(self, rows: np.ndarray, other: LogitSums) -> None:
+        """Add the sums of a part (or of single pixels) to the events in `rows`, in place."""
+        np.add.at(self.clear, rows, other.clear)
+        np.add.at(self.total, rows, other.total)
+        np.minimum.at(self.low, rows, other.low)
+        np.maximum.at(self.high, rows, other.high)
+        np.add.at(self.square_high, rows, other.square_high)
+        np.add.at(self.square_low, rows, other.square_low)
+
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns of a checkpoint: `clear`, and one for each sum and class."""
+        parts = {f"{kind}_{name}": getattr(self, kind)[:, k] for k, name in enumerate(names) for kind in _KINDS}
+        return {"clear": self.clear, **parts}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, np.ndarray], names: Sequence[str]) -> LogitSums:
+        """The sums as `columns` gave them."""
+        kinds = {kind: np.stack([columns[f"{kind}_{name}"] for name in names], axis=1) for kind in _KINDS}
+        return cls(columns["clear"], **kinds)
+
+    def mean(self) -> np.ndarray:
+        """Mean logits float64 [n, classes]; NaN without a clear pixel."""
+        pixels = np.where(self.clear > 0, self.clear, np.nan)[:, None]
+        return np.asarray(self.total / FIXED_POINT / pixels)
+
+    def statistics(self) -> np.ndarray:
+        """Mean, std (population), min and max of the logits float64 [n, 4 * classes]; NaN without a clear pixel."""
+        seen = (self.clear > 0)[:, None]
+        # exact integers of any length: n * sum(x^2) - sum(x)^2 cancels, and is exactly 0 where all pixels are equal
+        pixels, total = self.clear.astype(object)[:, None], self.total.astype(object)
+        square = self.square_high.astype(object) * SQUARE_SPLIT + self.square_low.astype(object)
+        spread = (pixels * square - total * total).astype(np.float64)
+        std = np.sqrt(spread) / np.where(seen, self.clear[:, None], 1)
+        ends = [np.where(seen, part / FIXED_POINT, np.nan) for part in (std, self.low, self.high)]
+        return np.concatenate([self.mean(), *ends], axis=1)

@@ -19,10 +19,11 @@ import shapely
 from rasterio.windows import Window
 
 from pipeline.blocks import IMAGES, RASTERS, SUMS, BlockRecord
-from pipeline.drivers import DriverParams, Drivers, decide
+from pipeline.drivers import FAILED, Drivers
+from pipeline.events import LogitSums
 from pipeline.grid import RunGrid, area_ha, reproject
 from pipeline.labels import NO_DATA, LabelScheme
-from pipeline.plan import LABELS_FILE, Plan
+from pipeline.plan import AUXILIARY_PREFIX, LABELS_FILE, Plan
 from pipeline.polygons import CodeRaster
 
 if TYPE_CHECKING:
@@ -35,29 +36,26 @@ _SLIVER = 1e-12
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all blocks by event row: clear pixels [n], logits int64 [n, classes], the images of each event."""
+    """Sums over all blocks by event row: of the logits of its clear pixels, and the images of each event."""
 
-    clear: np.ndarray
-    logits: np.ndarray
+    logits: LogitSums
     images: pd.DataFrame
 
 
 def read_sums(work: Path, records: Iterable[BlockRecord], count: int, scheme: LabelScheme) -> Sums:
     """Add the sums of all finished blocks; integers, so the order does not matter."""
-    clear, logits = np.zeros(count, np.int64), np.zeros((count, len(scheme)), np.int64)
+    logits = LogitSums.nothing(count, len(scheme))
     images = []
     for record in records:
         folder = work / "blocks" / record.checkpoint
         table = pq.read_table(folder / SUMS)
-        rows = table.column("event").to_numpy()
-        np.add.at(clear, rows, table.column("clear").to_numpy())
-        columns = [table.column(f"logit_{name}").to_numpy() for name in scheme.names]
-        np.add.at(logits, rows, np.stack(columns, axis=1))
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        logits.add(columns["event"], LogitSums.of_columns(columns, scheme.names))
         images.append(pq.read_table(folder / IMAGES).to_pandas())
     empty = pd.DataFrame({"event": np.zeros(0, np.int64), "scene": np.zeros(0, object), "clear": np.zeros(0, np.int64)})
     frame = pd.concat(images, ignore_index=True) if images else empty
     seen: pd.DataFrame = frame.groupby(["event", "scene"], as_index=False)[["clear"]].sum()
-    return Sums(clear, logits, seen)
+    return Sums(logits, seen)
 
 
 def failed_events(work: Path, plan: Plan, failed: Iterable[str], count: int) -> np.ndarray:
@@ -71,21 +69,28 @@ def failed_events(work: Path, plan: Plan, failed: Iterable[str], count: int) -> 
     return out
 
 
-def event_table(
-    events: GeoDataFrame, sums: Sums, failed: np.ndarray, plan: Plan, scheme: LabelScheme, params: DriverParams
-) -> GeoDataFrame:
-    """The `events` layer of the contract, without units and overlays, in the order of the planned events."""
-    drivers = decide(sums.logits, sums.clear, failed, scheme, params)
+def event_table(events: GeoDataFrame, sums: Sums, drivers: Drivers, plan: Plan, scheme: LabelScheme) -> GeoDataFrame:
+    """The `events` layer of the contract, without units and overlays, in the order of the planned events.
+
+    The predictors that the plan sampled (`aux_<name>`) follow: what a driver was decided on can be looked at.
+    """
     out = events[["event_id", "loss_year"]].copy()
     out["status"] = drivers.status
     _add_driver(out, drivers, scheme)
     out["area_ha"], out["pixels"] = events["area_ha"], events["pixels"]
-    share = sums.clear / np.maximum(events["pixels"].to_numpy(), 1)
-    out["clear_share"] = np.where(failed, np.nan, np.round(share, 6))
+    share = sums.logits.clear / np.maximum(events["pixels"].to_numpy(), 1)
+    out["clear_share"] = np.where(drivers.status == FAILED, np.nan, np.round(share, 6))
     _add_images(out, sums.images, plan)
     points = shapely.point_on_surface(np.asarray(events.geometry.values))
     out["lon"], out["lat"] = shapely.get_x(points), shapely.get_y(points)
+    for column in auxiliary_columns(events):
+        out[column] = events[column]
     return out.set_geometry(events.geometry)
+
+
+def auxiliary_columns(events: GeoDataFrame) -> list[str]:
+    """Columns of the planned events that hold sampled predictors."""
+    return [str(name) for name in events.columns if str(name).startswith(AUXILIARY_PREFIX)]
 
 
 def _add_driver(out: Any, drivers: Drivers, scheme: LabelScheme) -> None:

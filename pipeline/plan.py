@@ -22,6 +22,7 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry as Geometry
 
 from pipeline.artifacts import digest, write_json
+from pipeline.auxiliary.record import AuxiliarySource
 from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 EVENTS_FILE = "events.parquet"
 LABELS_FILE = "labels.tif"
+AUXILIARY_PREFIX = "aux_"
+"""Of columns of the planned events that hold predictors sampled for a region head."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ class PlannedBlock:
 
 @dataclass(frozen=True)
 class Plan:
-    """A frozen run: grid, patch layout, model, scenes (chosen and refused), blocks; `inputs` digests its sources."""
+    """A frozen run: grid, patch layout, model, scenes (chosen and refused), blocks; `inputs` digests its sources.
+
+    `model` digests what pixels depend on: the card less its region head, which only the merge knows.
+    """
 
     inputs: str
     region: str
@@ -67,6 +73,7 @@ class Plan:
     refused: tuple[Refusal, ...]
     blocks: tuple[PlannedBlock, ...]
     warnings: tuple[str, ...]
+    auxiliary: tuple[AuxiliarySource, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write the plan to `plan.json` in a folder."""
@@ -125,9 +132,13 @@ def read_plan(folder: Path) -> Plan:
     rest = {
         "grid": RunGrid(**tree["grid"]), "layout": PatchLayout(**tree["layout"]), "scenes": scenes, "refused": refused,
         "blocks": blocks, "years": tuple(tree["years"]), "bands": tuple(tree["bands"]),
-        "warnings": tuple(tree["warnings"]),
+        "warnings": tuple(tree["warnings"]), "auxiliary": tuple(_auxiliary(a) for a in tree["auxiliary"]),
     }  # fmt: skip
     return Plan(**{**tree, **rest})
+
+
+def _auxiliary(tree: dict[str, Any]) -> AuxiliarySource:
+    return AuxiliarySource(**{**tree, "columns": tuple(tree["columns"])})
 
 
 def _time(text: str | None) -> datetime | None:

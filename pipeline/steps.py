@@ -23,7 +23,7 @@ from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.ledger import Ledger, drive
 from pipeline.models.card import ModelCard
-from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
+from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
 from pipeline.request import Outcome, Request
 
 if TYPE_CHECKING:
@@ -55,9 +55,15 @@ def plan_run(request: Request) -> Plan:
 
 
 def _checked_model(config: RunConfig) -> ModelCard:
+    from pipeline.auxiliary import match_columns, refuse_leaks
+    from pipeline.models.region_store import read_region_bytes
     from pipeline.models.store import load_package
 
     card = load_package(config.model).card
+    if card.region:
+        read_region_bytes(config.model, card.region)
+    refuse_leaks(config.auxiliary, _made_labels(config))
+    match_columns(card.region, config.auxiliary, card.name)
     if config.tiling.patch != card.patch.size:
         raise ConfigError(
             f"tiling.patch {config.tiling.patch}: model {card.name} sees patches of {card.patch.size}; set that"
@@ -70,6 +76,7 @@ def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
     tree = config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})
     files = [Path(config.loss.source), *([config.region.aoi] if isinstance(config.region.aoi, Path) else [])]
     files += [unit.path for unit in config.region.units] + [overlay.path for overlay in config.overlays]
+    files += [item.path for item in config.auxiliary]
     source = Path(config.imagery.source)
     if source.is_dir():
         files += sorted(path for path in source.rglob("*") if path.is_file())
@@ -78,16 +85,19 @@ def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
     return {
         "config": tree,
         "files": [stamp(path) for path in files],
-        "model": _model_digest(card),
+        "model": digest(card.model_dump(mode="json")),
         "code": code_digest(),
     }
 
 
 def _model_digest(card: ModelCard) -> str:
-    return digest(card.model_dump(mode="json"))
+    """What the pixels of a block depend on: another region head decides anew over the blocks that are there."""
+    return digest(card.model_dump(mode="json", exclude={"region", "scores", "error_matrix"}))
 
 
 def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
+    from pipeline.auxiliary import sample_auxiliary
+    from pipeline.auxiliary.record import describe_sources, doubts
     from pipeline.catalog.open import open_catalog
     from pipeline.events import burn_events
     from pipeline.loss import LossParams, read_loss
@@ -102,7 +112,9 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     events = found.events.assign(
         pixels=burned.pixels, **{name: burned.bounds[:, k] for k, name in enumerate(("row0", "col0", "row1", "col1"))}
     )
-    events.to_parquet(config.work / EVENTS_FILE)
+    predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
+    sources = describe_sources(config.auxiliary, predictors)
+    events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
     blocks = planning.find_blocks(events, grid, labels, layout)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path())
     scenes, refused = planning.ask_catalog(catalog, aoi, config.loss.years, config.imagery)
@@ -126,8 +138,14 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         scenes={s.id: s for group in chosen.values() for s in group},
         refused=tuple(sorted([*refused, *unfit, *left], key=lambda r: r.scene_id)),
         blocks=tuple(planning.plan_block(part, chosen, grid, layout) for part in blocks.values()),
-        warnings=tuple(_warnings(config, card, chosen, burned.pixels)),
+        warnings=(*_warnings(config, card, chosen, burned.pixels), *doubts(sources, predictors, card.region)),
+        auxiliary=sources,
     )
+
+
+def _made_labels(config: RunConfig) -> dict[str, Path]:
+    """Files of the loss, which no predictor may be."""
+    return {} if config.loss.source == "gfc" else {"loss.source": Path(config.loss.source)}
 
 
 def _check_scenes(scenes: list[Scene], card: ModelCard) -> tuple[list[Scene], list[Refusal]]:
@@ -149,7 +167,9 @@ def _check_scenes(scenes: list[Scene], card: ModelCard) -> tuple[list[Scene], li
 
 def _warnings(config: RunConfig, card: ModelCard, chosen: dict[int, list[Scene]], pixels: Any) -> list[str]:
     """What a reader of the product must know about how it was made."""
-    out = []
+    from pipeline.auxiliary import match_columns
+
+    out = match_columns(card.region, config.auxiliary, card.name)
     used = {scene.id: scene for group in chosen.values() for scene in group}.values()
     if abs(config.grid.resolution / card.patch.resolution - 1) > 0.1:
         out.append(f"grid.resolution {config.grid.resolution:g} differs from the model's {card.patch.resolution:g}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from shapely import box
 
-from pipeline.events import FIXED_POINT, burn_events, sum_by_event, to_fixed_point
+from pipeline.events import FIXED_POINT, LogitSums, burn_events, sum_by_event, to_fixed_point
 from pipeline.grid import RunGrid, reproject
 from pipeline.loss import LossParams, read_loss
 
@@ -172,3 +172,53 @@ def test_fixed_point_is_rounded_and_bounded():
     assert np.abs(to_fixed_point(values) / FIXED_POINT - values).max() <= 0.5 / FIXED_POINT
     # the sum over the largest event that fits a run stays far inside int64
     assert np.iinfo(np.int64).max > 10 * 4096 * FIXED_POINT * 10**9
+
+
+# ---------------------------------------------------------------------------------------------- logits
+
+
+def test_statistics_of_three_pixels():
+    fixed = to_fixed_point(np.array([[1.0, -2], [5, 7], [4, -2]]))
+    sums = LogitSums.of_pixels(np.array([0, 2, 0]), fixed, 3)
+    assert sums.clear.tolist() == [2, 0, 1]
+    assert sums.mean()[[0, 2]].tolist() == [[2.5, -2], [5, 7]]
+    # mean, std, min, max of the two classes
+    assert sums.statistics()[0].tolist() == [2.5, -2, 1.5, 0, 1, -2, 4, -2]
+    assert sums.statistics()[2].tolist() == [5, 7, 0, 0, 5, 7, 5, 7]
+    assert np.isnan(sums.statistics()[1]).all()
+    assert np.isnan(sums.mean()[1]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([0.1, 5, 4000]))
+def test_statistics_are_those_of_the_pixels_however_they_are_split(seed, parts, spread):
+    rng = np.random.default_rng(seed)
+    rows, fixed = rng.integers(0, 5, 50), to_fixed_point(rng.normal(100, spread, (50, 3)))
+    owner, names = rng.integers(0, parts, 50), ("a", "b", "c")
+    whole, split = LogitSums.of_pixels(rows, fixed, 5), LogitSums.nothing(5, 3)
+    for part in rng.permutation(parts):
+        present, own = np.unique(rows[owner == part], return_inverse=True)
+        one = LogitSums.of_pixels(own, fixed[owner == part], len(present))
+        split.add(present, LogitSums.of_columns(one.columns(names), names))
+    assert whole.statistics().tobytes() == split.statistics().tobytes()
+    assert whole.mean().tobytes() == split.mean().tobytes() == whole.statistics()[:, :3].tobytes()
+    for row in np.unique(rows):
+        own = fixed[rows == row] / FIXED_POINT
+        expected = np.concatenate([own.mean(axis=0), own.std(axis=0), own.min(axis=0), own.max(axis=0)])
+        np.testing.assert_allclose(whole.statistics()[row], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_largest_event_of_the_largest_logits_overflows_nothing():
+    # a thousand million equal pixels: added by doubling, as blocks would
+    sums = LogitSums.of_pixels(np.zeros(1, np.int64), to_fixed_point(np.array([[-4096.0, 4095.9]])), 1)
+    for _ in range(30):
+        doubled = LogitSums.nothing(1, 2)
+        for _ in range(2):
+            doubled.add(np.zeros(1, np.int64), sums)
+        sums = doubled
+    assert sums.clear.tolist() == [2**30]
+    found = sums.statistics()[0]
+    assert found == pytest.approx([-4096, 4095.9, 0, 0, -4096, 4095.9, -4096, 4095.9], abs=1e-4)
+    assert found[2:4].tolist() == [0, 0], "equal pixels do not vary at all"
+    sums.add(np.zeros(1, np.int64), LogitSums.of_pixels(np.zeros(1, np.int64), to_fixed_point(np.zeros((1, 2))), 1))
+    assert found[2] < sums.statistics()[0, 2] == pytest.approx(4096 / 2**15, rel=1e-6), "one among a thousand million"

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from pipeline.blocks import BlockRecord, YearSums, _write
 from pipeline.catalog.scene import Scene
-from pipeline.drivers import DriverParams
-from pipeline.events import FIXED_POINT, sum_by_event
+from pipeline.drivers import DriverParams, decide
+from pipeline.events import FIXED_POINT, LogitSums, sum_by_event
 from pipeline.grid import RunGrid, area_ha, reproject
 from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.lattice import PatchLayout
 from pipeline.merge import event_table, failed_events, mosaic, patch_table, read_sums
+from pipeline.models.card import Calibration
 from pipeline.plan import LABELS_FILE, Plan, PlannedBlock
 
 SCHEME = FOREST_LOSS_DRIVERS
@@ -60,13 +61,10 @@ def save_blocks(work, plan, truth):
         label, seen = labels.ravel()[where], clear.ravel()[where]
         confidence = np.where(seen, 40 + classes.ravel()[where] * 10, NO_DATA).astype(np.uint8)
         present, pixels, _ = sum_by_event(label, np.zeros((len(label), 1), np.int64))
-        some, counts, sums = sum_by_event(label[seen], logits.reshape(-1, 4)[where][seen])
-        place = np.searchsorted(present, some)
-        table = {"event": present - 1, "pixels": pixels, "clear": np.zeros(len(present), np.int64)}
-        table["clear"][place] = counts
-        for k, name in enumerate(SCHEME.names):
-            table[f"logit_{name}"] = np.zeros(len(present), np.int64)
-            table[f"logit_{name}"][place] = sums[:, k]
+        rows = np.searchsorted(present, label[seen])
+        sums = LogitSums.of_pixels(rows, logits.reshape(-1, 4)[where][seen], len(present))
+        table = {"event": present - 1, "pixels": pixels, **sums.columns(SCHEME.names)}
+        some, counts = present[sums.clear > 0], sums.clear[sums.clear > 0]
         kept = np.where(seen, classes.ravel()[where], NO_DATA).astype(np.uint8)
         images = [(int(e) - 1, "s2020", int(n)) for e, n in zip(some, counts, strict=True)]
         north = label[seen & (where // b.width + b.row0 < 12)]  # the second scene saw the north only
@@ -113,7 +111,9 @@ def merged(work, block, truth, lost=()):
     planned = events_of(truth[0])
     failed = failed_events(work, plan, lost, len(planned))
     sums = read_sums(work, good, len(planned), SCHEME)
-    events = event_table(planned, sums, failed, plan, SCHEME, DriverParams(1.2, 0.5))
+    params = DriverParams(Calibration(method="temperature", temperature=1.2), 0.5)
+    drivers_of = decide(sums.logits.mean(), sums.logits.clear, failed, SCHEME, params)
+    events = event_table(planned, sums, drivers_of, plan, SCHEME)
     (work / "merged").mkdir()
     drivers, confidence, codes = mosaic(work, plan, good, work / "merged")
     patches = patch_table(codes, confidence, events, plan.grid, SCHEME)
@@ -217,10 +217,14 @@ def test_sums_do_not_depend_on_the_order_of_blocks(tmp_path):
     plan, truth = cut(14), truth_of(2)
     records = save_blocks(tmp_path, plan, truth)
     one, other = read_sums(tmp_path, records, 3, SCHEME), read_sums(tmp_path, records[::-1], 3, SCHEME)
-    assert (one.logits == other.logits).all()
-    assert (one.clear == other.clear).all()
+    for kind in dataclasses.fields(LogitSums):
+        assert (getattr(one.logits, kind.name) == getattr(other.logits, kind.name)).all(), kind.name
     pd.testing.assert_frame_equal(one.images, other.images)
     labels, clear, _, logits = truth
     kept = (labels > 0) & clear
-    assert one.clear.tolist() == [int((kept & (labels == k)).sum()) for k in (1, 2, 3)]
-    assert one.logits.tolist() == [logits[kept & (labels == k)].sum(axis=0).tolist() for k in (1, 2, 3)]
+    assert one.logits.clear.tolist() == [int((kept & (labels == k)).sum()) for k in (1, 2, 3)]
+    assert one.logits.total.tolist() == [logits[kept & (labels == k)].sum(axis=0).tolist() for k in (1, 2, 3)]
+    for k, found in enumerate(one.logits.statistics(), 1):
+        own = logits[kept & (labels == k)] / FIXED_POINT
+        expected = np.concatenate([own.mean(axis=0), own.std(axis=0), own.min(axis=0), own.max(axis=0)])
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
