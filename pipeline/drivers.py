@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Drivers:
 class DriverParams:
     """The model's calibration, and the confidence below which an event is `uncertain`."""
 
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     uncertain_below: float = 0.5
 
 

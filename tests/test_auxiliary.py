@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from shapely import LineString, MultiPolygon, Point, box
 
 from pipeline.auxiliary import match_columns, refuse_leaks, sample_auxiliary
-from pipeline.auxiliary.vectors import distance_km
+from pipeline.auxiliary.vectors import _cut, distance_km
 from pipeline.config import Auxiliary
 from pipeline.errors import ConfigError
 from pipeline.grid import reproject
@@ -264,6 +264,11 @@ def test_distance_is_the_least_of_all_geodesics(seed, latitude, spread):
 def test_long_coasts_are_cut_without_losing_an_edge():
     turns = np.linspace(0, 2 * np.pi, 641)
     coast = LineString(np.column_stack([10 + np.cos(turns), np.sin(turns)]))
+    for vertices in (2, 32, 33, 34, 64, 65, 66, 641):
+        part = LineString(coast.coords[:vertices])
+        pieces = _cut(np.array([part, coast]))
+        assert shapely.length(pieces).sum() == pytest.approx(part.length + coast.length, rel=1e-12)
+        assert shapely.get_num_points(pieces).max() <= 33
     events = np.array([Point(10 + 0.9 * np.cos(a), 0.9 * np.sin(a)).buffer(1e-6) for a in turns[:-1:7]])
     assert distance_km(events, np.array([coast])) == pytest.approx(0.1 * 111, abs=0.2)
 
@@ -355,7 +360,9 @@ def test_what_holds_the_answer_is_refused(name, file, tmp_path):
 def test_the_files_of_the_labels_are_refused_by_whatever_name(tmp_path):
     source, link = write(tmp_path / "a.tif", np.zeros((2, 2), np.uint8)), tmp_path / "b.tif"
     link.symlink_to(source)
-    for path in (source, link, tmp_path / "sub" / ".." / "a.tif"):
+    hard = tmp_path / "c.tif"
+    hard.hardlink_to(source)
+    for path in (source, link, hard, tmp_path / "sub" / ".." / "a.tif"):
         with pytest.raises(ConfigError, match=r"is also loss\.source"):
             refuse_leaks([Auxiliary(name="x", path=path, measure="mean")], {"loss.source": source})
     harmless = [Auxiliary(name=n, path=tmp_path / f"{n}.tif", measure="mean") for n in ("again", "rain", "elevation")]

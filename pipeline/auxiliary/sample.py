@@ -169,7 +169,7 @@ def _sample_raster(geometries: GeoSeries, raster: Any, specs: list[Auxiliary]) -
                 "same; give it another no-data value"
             )
     shapes = reproject(np.asarray(geometries.values), geometries.crs, raster.crs)
-    columns = {}
+    columns: dict[str, NDArray[np.float64]] = {}
     for band in sorted({spec.band for spec in specs}):
         own = [spec for spec in specs if spec.band == band]
         sampler = RasterSampler(raster, band, [spec.measure for spec in own])
