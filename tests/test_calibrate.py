@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.training.calibrate import expected_calibration_error, fit_temperature, wilson
+from pipeline.models.calibration import calibrated
+from pipeline.models.card import Calibration
+from pipeline.training.calibrate import (
+    expected_calibration_error,
+    fit_calibration,
+    fit_temperature,
+    fit_vector,
+    log_losses,
+    wilson,
+)
 
 
 def test_temperature_that_makes_confidence_true() -> None:
@@ -71,3 +80,65 @@ def test_nothing_to_fit_is_refused() -> None:
         fit_temperature(np.zeros((0, 4)), np.zeros(0, int))
     with pytest.raises(InputError, match="n > 0"):
         expected_calibration_error(np.zeros((2, 4)), np.zeros(1, int))
+
+
+def drawn(scale: list[float], bias: list[float], n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn from softmax(scale * logits + bias)."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (n, len(scale)))
+    z = logits * np.array(scale) + np.array(bias)
+    return logits, (z + random.gumbel(size=z.shape)).argmax(1)
+
+
+def test_vector_scaling_finds_what_the_labels_were_drawn_from() -> None:
+    logits, labels = drawn([0.5, 1.0, 2.0], [1.0, -1.0, 0.0], 20000)
+    scale, bias = fit_vector(logits, labels)
+    assert scale == pytest.approx([0.5, 1.0, 2.0], rel=0.06)
+    assert bias == pytest.approx([1.0, -1.0, 0.0], abs=0.06)
+
+
+def test_vector_scaling_does_not_mind_the_scale_of_logits() -> None:
+    logits, labels = drawn([0.5, 1.0, 2.0], [1.0, -1.0, 0.0], 500)
+    (scale, bias), (large, same) = fit_vector(logits, labels), fit_vector(logits * 7, labels)
+    assert large * 7 == pytest.approx(scale, rel=1e-3)
+    assert same == pytest.approx(bias, abs=1e-3)
+
+
+def test_a_class_that_validation_lacks_stays_finite() -> None:
+    logits, labels = drawn([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], 200)
+    scale, bias = fit_vector(logits[labels < 2], labels[labels < 2])
+    assert (scale > 0).all()
+    assert np.abs(bias).max() < 10
+    p = calibrated(logits, Calibration(method="vector", scale=tuple(scale), bias=tuple(bias)))
+    assert np.isfinite(p).all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "bias", "method"),
+    [
+        ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], "none"),
+        ([0.3, 0.3, 0.3], [0.0, 0.0, 0.0], "temperature"),
+        ([0.3, 0.3, 1.5], [1.5, -1.5, 0.0], "vector"),
+    ],
+)
+def test_auto_finds_the_simplest_that_serves(scale: list[float], bias: list[float], method: str) -> None:
+    logits, labels = drawn(scale, bias, 600)
+    found = fit_calibration(logits, labels, "val")
+    assert (found.method, found.split, found.ece) == (method, "val", None)
+    fresh, truth = drawn(scale, bias, 4000, seed=1)
+    assert expected_calibration_error(calibrated(fresh, found), truth) < 0.04
+    raw = calibrated(fresh, Calibration())
+    assert log_losses(calibrated(fresh, found), truth).mean() <= log_losses(raw, truth).mean()
+
+
+def test_richer_calibration_does_not_win_by_luck() -> None:
+    chosen = [fit_calibration(*drawn([0.3] * 4, [0.0] * 4, 120, seed), "val").method for seed in range(20)]
+    assert chosen.count("temperature") >= 16
+
+
+def test_calibration_is_never_fitted_on_test() -> None:
+    logits, labels = drawn([1.0, 1.0], [0.0, 0.0], 50)
+    with pytest.raises(InputError, match="never on test"):
+        fit_calibration(logits, labels, "test")
+    with pytest.raises(InputError, match="too few"):
+        fit_calibration(logits[:5], labels[:5], "val")

@@ -98,7 +98,9 @@ def block_folds(
     sizes = np.bincount(blocks)
     _check_folds(folds, len(sizes), f"blocks of {km:g} km")
     filled, fold_of_block = np.zeros(folds, np.int64), np.empty(len(sizes), np.int64)
-    order = np.argsort(sizes)[::-1] if seed is None else np.random.default_rng(seed).permutation(len(sizes))
+    order = (
+        np.argsort(sizes, kind="stable")[::-1] if seed is None else np.random.default_rng(seed).permutation(len(sizes))
+    )
     for block in order:
         fold_of_block[block] = filled.argmin()
         filled[fold_of_block[block]] += sizes[block]
