@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image
+from shapely.geometry.base import BaseGeometry
 
 from pipeline.simulate.noise import FloatArray
 
@@ -60,7 +61,7 @@ class Surroundings:
     climate: NDArray[np.float64]
 
 
-def write_region(path: Path, region: shapely.Geometry) -> None:
+def write_region(path: Path, region: BaseGeometry) -> None:
     """Write a polygon in pixels (x right, y down) byte for byte as shapely 1.8 pickles it with protocol 3."""
     kind = region.geom_type
     data = shapely.to_wkb(region)

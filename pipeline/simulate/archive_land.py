@@ -16,6 +16,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
 from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
 
 from pipeline.catalog.open import open_catalog
 from pipeline.catalog.scene import QA_PIXEL, Scene
@@ -65,7 +66,7 @@ class Event:
     year: int
     row: int
     column: int
-    region: shapely.Geometry
+    region: BaseGeometry
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _events(
     return out
 
 
-def _outline(mask: NDArray[np.bool_], corner: tuple[int, int]) -> shapely.Geometry:
+def _outline(mask: NDArray[np.bool_], corner: tuple[int, int]) -> BaseGeometry:
     """Outline of a patch in pixels of the 15 m chip (x right, y down); `corner` is its (x, y) in pixels of 30 m."""
     place = Affine.scale(2) @ Affine.translation(*corner)
     parts = rasterio.features.shapes(mask.astype(np.uint8), mask=mask, connectivity=4, transform=place)
