@@ -115,7 +115,8 @@ def run_baseline(
         events, scheme = source.events, source.scheme
         name, chip_m, simulated = source.name, source.chip_m, source.simulated
     tables = _tables(FEATURES[features], source, events)
-    results, notes = [], []
+    results: list[Judgement] = []
+    notes: list[str] = []
     for split, km in _possible(events, params, notes):
         notes += _overlap_notes(events, split, chip_m)
         for model, table in tables.items():
