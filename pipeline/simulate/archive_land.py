@@ -39,6 +39,7 @@ CHIP = 166
 PAD = 48
 """Pixels around the province that its scenes show; a chip may reach there."""
 _LEAST = 6
+_LEAST_SEEN = 0.98
 _YEARS_AFTER = 2
 _WORST_CLOUD = 30.0
 _MERGED = {
@@ -87,7 +88,7 @@ class Land:
         raw: float32 [scenes, 6, H, W] reflectance with clouds, NaN = outside the scene.
         clear: bool [scenes, H, W].
         composites: loss year to float32 [6, H, W], NaN = never clear.
-        events: every event whose chip lies inside.
+        events: every event whose chip lies inside and was seen by some scene, nearly all of it.
         kinds: int16 [size, size], index into KINDS, no padding.
         drivers: uint8 [size, size], driver code, 255 = no loss, no padding.
         terrain: int16 [3, H, W] altitude (m), aspect, slope (0.01 degree).
@@ -179,10 +180,11 @@ def open_land(province: Province, shift: tuple[float, float], seed: int) -> Land
     kinds = landscape.elements.kind[landscape.element]
     loss_years = sorted({int(k) + 2000 for k in np.unique(years[drivers != NO_DATA])})
     random = np.random.default_rng([seed, 32, made["seed"]])
+    composites = {year: _composite(days, raw, clear, year) for year in loss_years}
+    events = [event for year in loss_years for event in _events(drivers, years, kinds, year)]
     return Land(
-        days=days, raw=raw, clear=clear,
-        composites={year: _composite(days, raw, clear, year) for year in loss_years},
-        events=tuple(event for year in loss_years for event in _events(drivers, years, kinds, year)),
+        days=days, raw=raw, clear=clear, composites=composites,
+        events=tuple(e for e in events if np.isfinite(_cut(composites[e.year][0], e)).mean() >= _LEAST_SEEN),
         kinds=kinds, drivers=drivers, terrain=_terrain(drivers, random), nearest=_nearest(landscape),
         grid=grid, shift=shift, climate=random.uniform(100, 400, len(climate_names())),
     )  # fmt: skip
