@@ -9,7 +9,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from model_samples import SMALL_FPN, card_fields, random_network
-from safetensors.torch import save_file
+from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.models.backbones import build_backbone
@@ -19,22 +19,34 @@ from pipeline.models.network import build_network
 from pipeline.models.package import load_network, save_package
 from pipeline.models.store import load_package
 
-BACKBONES = [
-    "efficientnet-b2",
+SMALL = [
+    "efficientnet-b0",
     "resnet18",
-    "mit_b0",
     "mobilenet_v2",
     "tu-convnext_atto",
     "tu-swin_tiny_patch4_window7_224",
     "tu-vit_tiny_patch16_224",
-    "tu-resnet10t",
 ]
-NECKS = [SMALL_FPN, Part(name="unet", settings={"channels": [32, 16, 16, 8, 8]})]
+LARGE = [
+    *(f"efficientnet-b{k}" for k in range(1, 8)),
+    "resnet50",
+    "densenet121",
+    "mit_b0",
+    "tu-resnet10t",
+    "tu-densenet121",
+    "tu-convnext_tiny",
+    "tu-vit_small_patch16_224",
+    "tu-swin_small_patch4_window7_224",
+]
+BACKBONES = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+DEEPLAB = Part(name="deeplabv3plus", settings={"channels": 24})
+NECKS = [SMALL_FPN, Part(name="unet", settings={"channels": [32, 16, 16, 8, 7]}), DEEPLAB]
+HEADS = [Part(name="linear"), Part(name="linear", settings={"kernel": 3, "align_corners": True})]
 
 
 def sized(name: str) -> Part:
     fixed = name.startswith(("tu-vit", "tu-swin"))
-    return Part(name=name, settings={"image_size": 64, "pyramid_channels": 32} if fixed else {})
+    return Part(name=name, settings={"image_size": 64, "pyramid_channels": 33} if fixed else {})
 
 
 @pytest.mark.parametrize("neck", NECKS, ids=lambda part: part.name)
@@ -55,6 +67,44 @@ def test_any_backbone_goes_with_any_neck_and_survives_the_disk(name: str, neck: 
     assert logits.shape == (1, 4, 64, 64)
     assert float(logits.std()) > 0
     torch.testing.assert_close(again, logits, rtol=0, atol=1e-6)
+    with pytest.raises(ModelError, match=r"images of 64 x 40 pixels.*use"):
+        network(image[..., :40])
+
+
+@pytest.mark.parametrize("head", HEADS, ids=["pixel", "window"])
+@pytest.mark.parametrize("neck", NECKS, ids=lambda part: part.name)
+def test_any_head_goes_with_any_neck_and_odd_counts(head: Part, neck: Part) -> None:
+    network = build_network(Part(name="resnet18"), neck, head, 5, 3).eval()
+    for height, width in ((32, 64), (96, 160)):
+        with torch.inference_mode():
+            assert network(torch.zeros(1, 5, height, width)).shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet-b0", "tu-resnet10t"])
+def test_dilation_keeps_the_last_maps_fine_and_keeps_weights(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_backbone(Part(name=name), 6)
+    fine = build_backbone(Part(name=name, settings={"output_stride": 16}), 6)
+    assert [spec.stride for spec in fine.features] == [2, 4, 8, 16, 16]
+    assert {k: v.shape for k, v in fine.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    network = build_network(Part(name=name, settings={"output_stride": 16}), DEEPLAB, Part(name="linear"), 6, 4)
+    assert network.multiple == 16
+    with torch.inference_mode():
+        assert network.eval()(torch.zeros(1, 6, 48, 80)).shape == (1, 4, 48, 80)
+
+
+def test_dilations_reach_equally_far_on_the_ground_at_any_stride() -> None:
+    """Dilated convolutions of DeepLabV3+: 6, 12 and 18 pixels of stride 16."""
+    reaches = []
+    for stride in (32, 16, 8):
+        neck = build_network(
+            Part(name="resnet18", settings={"output_stride": stride}), DEEPLAB, Part(name="linear"), 6, 4
+        ).neck
+        rates = [
+            module.dilation[0] for module in neck.modules() if isinstance(module, nn.Conv2d) and module.dilation[0] > 1
+        ]
+        reaches.append([rate * stride for rate in rates])
+    assert reaches == [[96, 192, 288]] * 3
 
 
 def test_default_network_computes_what_smp_computes() -> None:
@@ -92,6 +142,7 @@ def test_upsampling_keeps_the_map_where_it_is() -> None:
         ("tu-convnext_tny", "fpn", "linear", "did you mean tu-convnext_tiny"),
         ("tu-eva02_tiny_patch14_224", "fpn", "linear", "stride 14"),
         ("tu-hiera_tiny_224", "fpn", "linear", "fails on 6 x 256 x 256"),
+        ("tu-swin_tiny_patch4_window7_224", "deeplab", "linear", "unknown neck 'deeplab'; did you mean deeplabv3plus"),
         ("resnet18", "fpm", "linear", "unknown neck 'fpm'; did you mean fpn"),
         ("resnet18", "fpn", "linnear", "unknown head 'linnear'; did you mean linear"),
     ],
@@ -107,6 +158,10 @@ def test_unknown_parts_are_refused_with_a_remedy(backbone: str, neck: str, head:
         ("backbone", "resnet18", {"weigths": None}, "unknown setting 'weigths'"),
         ("backbone", "resnet18", {"weights": "nowhere.safetensors"}, "existing .safetensors file"),
         ("backbone", "resnet18", {"weights": "model.pth"}, "existing .safetensors file"),
+        ("backbone", "resnet18", {"output_stride": 16}, "needs maps of strides"),
+        ("backbone", "densenet121", {"output_stride": 16}, "cannot be built: DenseNet"),
+        ("backbone", "tu-vit_tiny_patch16_224", {"output_stride": 16}, "convolutional"),
+        ("neck", "deeplabv3plus", {"rates": [1, 2]}, "three positive integers"),
         ("neck", "fpn", {"dropout": "much"}, "must be float"),
         ("neck", "fpn", {"segmentation_channels": 48}, "multiple of 32"),
         ("neck", "unet", {"channels": [8, 8]}, "five positive integers"),
@@ -120,32 +175,20 @@ def test_bad_settings_are_refused(kind: str, name: str, settings: dict[str, Any]
         build_network(parts["backbone"], parts["neck"], parts["head"], 6, 4)
 
 
+def test_a_transformer_of_one_size_says_which() -> None:
+    part = Part(name="tu-swin_tiny_patch4_window7_224", settings={"image_size": 64})
+    network = build_network(part, SMALL_FPN, Part(name="linear"), 6, 4)
+    with pytest.raises(ModelError, match=r"images of 96 x 96 pixels: this backbone was built for 64 x 64"):
+        network(torch.zeros(1, 6, 96, 96))
+
+
+def test_an_image_too_small_for_group_norm_is_refused() -> None:
+    network = build_network(Part(name="resnet18"), SMALL_FPN, Part(name="linear"), 6, 4).eval()
+    with pytest.raises(ModelError, match="use images of 64 or more"):
+        network(torch.zeros(1, 6, 32, 32))
+
+
 def test_wrong_size_says_what_to_use() -> None:
     network = build_network(Part(name="resnet18"), SMALL_FPN, Part(name="linear"), 6, 4)
     with pytest.raises(ModelError, match=r"100 x 64 pixels.*multiples of 32; use 128 x 64"):
         network(torch.zeros(1, 6, 100, 64))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "tu-resnet10t"])
-def test_weights_from_a_file_reach_the_encoder(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    source = build_backbone(Part(name=name), 3)
-    inner = source.encoder
-    state = {key: value.contiguous() for key, value in inner.state_dict().items()}
-    path = tmp_path / "weights.safetensors"
-    save_file(state, path)
-    loaded = build_backbone(Part(name=name, settings={"weights": str(path)}), 6).encoder.state_dict()
-    same = [key for key in state if loaded[key].shape == state[key].shape]
-    assert len(same) == len(state) - 1  # all but the first convolution, which had 3 bands
-    assert all(torch.equal(loaded[key], state[key]) for key in same)
-    first = next(key for key in state if key not in same)
-    assert loaded[first].shape[1] == 6
-    assert float(loaded[first].abs().sum()) > 0
-
-
-@pytest.mark.parametrize("name", ["resnet18", "tu-resnet10t"])
-def test_weights_of_another_network_are_refused(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file({"something.weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelError, match=r"weights .* (cannot be had|fit only 0 of)"):
-        build_backbone(Part(name=name, settings={"weights": str(path)}), 6)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_samples import BANDS, random_package
+from model_samples import BANDS, card_fields, random_network, random_package
 
 from pipeline.errors import ModelError
-from pipeline.models.card import read_card
+from pipeline.models.card import Part, read_card
 from pipeline.models.engines import TorchEngine, open_segmenter, segmenter_for_worker
 from pipeline.models.export import CACHE_VARIABLE, export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
-from pipeline.models.package import import_onnx, verify_package
+from pipeline.models.package import import_onnx, save_package, verify_package
 from pipeline.models.prepare import prepare, random_patch
 from pipeline.models.store import load_package
 
@@ -65,6 +65,18 @@ def test_engines_agree(folder: Path) -> None:
     assert isinstance(onnx_engine, OnnxEngine)
     images = patches(folder)
     np.testing.assert_allclose(torch_engine.logits(images), onnx_engine.logits(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["efficientnet-b0", "tu-swin_tiny_patch4_window7_224", "tu-vit_tiny_patch16_224"])
+@pytest.mark.parametrize("neck", ["unet", "deeplabv3plus"])
+def test_other_architectures_export_and_agree(backbone: str, neck: str, tmp_path: Path) -> None:
+    settings = {"image_size": 64} if backbone.startswith("tu-") else {}
+    fields = card_fields(Part(name=backbone, settings=settings), Part(name=neck))
+    save_package(tmp_path / "model", random_network(fields), fields)
+    one, other = (open_segmenter(tmp_path / "model", engine, device="cpu") for engine in ("torch", "onnx"))
+    images = patches(tmp_path / "model")
+    np.testing.assert_allclose(one.logits(images), other.logits(images), rtol=0, atol=1e-3)
 
 
 def test_auto_on_a_cpu_is_onnx_and_exports_once(folder: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,3 +131,47 @@ def test_foreign_safetensors_file_with_right_digest_is_refused(package: Path) ->
     (package / "model.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match=r"1 foreign \(first x\)"):
         verify_package(package)
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.pkl", "pytorch_model.bin", "region.pkl"])
+def test_a_pickle_in_a_package_does_not_run(package: Path, name: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    torch.save({"weight": Bomb(canary)}, package / name)
+    verify_package(package)
+    list_packages(package)
+    (package / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"neither of model\.safetensors and model\.onnx"):
+        verify_package(package)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
+@pytest.mark.parametrize("plain", [False, True], ids=["torch", "pickle"])
+def test_a_pickle_in_the_place_of_weights_does_not_run(package: Path, name: str, plain: bool, tmp_path: Path) -> None:
+    """Even where the digest on the card is that of the pickle."""
+    canary = tmp_path / "canary"
+    (package / "model.safetensors").unlink()
+    if plain:
+        (package / name).write_bytes(pickle.dumps(Bomb(canary)))
+    else:
+        torch.save({"weight": Bomb(canary)}, package / name)
+    with pytest.raises(ModelError, match="sha256 is"):
+        verify_package(package)
+    card = json.loads((package / "model.json").read_text())
+    card["sha256"] = hashlib.sha256((package / name).read_bytes()).hexdigest()
+    (package / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"no safetensors file|cannot load it"):
+        verify_package(package)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Bomb(canary)))
+    assert canary.exists(), "the bomb is live"

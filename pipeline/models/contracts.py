@@ -30,9 +30,11 @@ class FeatureSpec:
 
 
 class Backbone(Protocol):
-    """Image float32 [N, bands, H, W] -> list of maps [N, channels, H / stride, W / stride], strides increasing."""
+    """Image float32 [N, bands, H, W] -> list of maps [N, channels, H / stride, W / stride], strides never falling."""
 
     features: tuple[FeatureSpec, ...]
+    bands: int
+    fixed_size: int | None
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return one map for each entry of `features`, in that order."""

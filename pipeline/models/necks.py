@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import nn
@@ -45,9 +46,15 @@ class FPN(nn.Module):
             )
         self.decoder = FPNDecoder([spec.channels for spec in features[-4:]], encoder_depth=4, **settings)
         self.out = FeatureSpec(settings["segmentation_channels"], 4)
+        self._coarsest = features[-1].stride
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Fuse maps of strides 4, 8, 16, 32 into [N, segmentation_channels, H / 4, W / 4]."""
+        if maps[-1].shape[-2:] == (1, 1):
+            side = 2 * self._coarsest
+            raise ModelError(
+                f"neck 'fpn': its group norm needs more than one coarse cell; use images of {side} or more"
+            )
         fused: torch.Tensor = self.decoder(maps[-4:])
         return fused
 
@@ -82,7 +89,51 @@ class UNet(nn.Module):
         return fused
 
 
-NECKS: dict[str, type[FPN] | type[UNet]] = {"fpn": FPN, "unet": UNet}
+class DeepLabV3Plus(nn.Module):
+    """DeepLabV3+ (Chen et al. 2018, as in SMP): the coarsest map and that of stride 4 -> one map of stride 4.
+
+    `rates` are dilations at stride 16, the paper's; on a coarser or finer map they shrink or grow, so that they reach
+    equally far on the ground. The paper's encoder ends at stride 16: set the backbone's `output_stride: 16`, where it
+    can. Upsampling keeps pixels where they are (see heads.Linear); SMP's own decoder stretches. Needs batches of two
+    or more while training: its image pooling normalises over the batch.
+    """
+
+    SETTINGS: ClassVar[dict[str, Any]] = {"channels": 256, "rates": [6, 12, 18], "dropout": 0.5}
+
+    def __init__(self, part: Part, features: Features) -> None:
+        super().__init__()
+        settings = read_settings("neck", part, self.SETTINGS)
+        rates, strides = settings["rates"], [spec.stride for spec in features]
+        if 4 not in strides or strides[-1] not in (8, 16, 32):
+            raise ModelError(f"neck {part.name!r} needs maps of stride 4 and of 8, 16 or 32 at last, not {strides}")
+        if len(rates) != 3 or not all(isinstance(rate, int) and rate > 0 for rate in rates) or settings["channels"] < 1:
+            raise ModelError(f"neck {part.name!r}: rates {rates!r} must be three positive integers, channels positive")
+        self._fine, last = strides.index(4), features[-1]
+        self.decoder = DeepLabV3PlusDecoder(
+            [0, 0, features[self._fine].channels, last.channels],
+            encoder_depth=4,
+            out_channels=settings["channels"],
+            atrous_rates=[max(1, round(rate * 16 / last.stride)) for rate in rates],
+            output_stride=16,
+            aspp_separable=True,
+            aspp_dropout=settings["dropout"],
+        )
+        self.decoder.up = nn.Upsample(scale_factor=last.stride // 4, mode="bilinear", align_corners=False)
+        self.out = FeatureSpec(settings["channels"], 4)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Fuse the two maps into [N, channels, H / 4, W / 4]."""
+        # the decoder takes the third of its list and the last
+        fine = maps[self._fine]
+        fused: torch.Tensor = self.decoder([fine, fine, fine, maps[-1]])
+        return fused
+
+
+NECKS: dict[str, type[FPN] | type[UNet] | type[DeepLabV3Plus]] = {
+    "fpn": FPN,
+    "unet": UNet,
+    "deeplabv3plus": DeepLabV3Plus,
+}
 
 
 def _require(name: str, features: Features, strides: tuple[int, ...]) -> None:

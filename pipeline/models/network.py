@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.models.backbones import build_backbone
+from pipeline.models.backbones import Bands, build_backbone
 from pipeline.models.card import ModelCard, Part
 from pipeline.models.heads import build_head
 from pipeline.models.necks import build_neck
@@ -27,10 +27,24 @@ class Network(nn.Module):
         self.head = head
         features: tuple[FeatureSpec, ...] = backbone.features  # type: ignore[assignment]
         self.multiple = max(spec.stride for spec in features)
+        self.fixed_size: int | None = backbone.fixed_size  # type: ignore[assignment]
+        self.frozen: list[nn.Module] = []
+
+    def train(self, mode: bool = True) -> Network:
+        """Set training or evaluation mode; `frozen` parts stay in evaluation, so their statistics do not move."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits; raises ModelError where the size is no multiple of the coarsest stride."""
+        """Return logits; raises ModelError where the size is no multiple of the coarsest stride, or not fixed_size."""
         height, width = int(images.shape[-2]), int(images.shape[-1])
+        if self.fixed_size and (height, width) != (self.fixed_size, self.fixed_size):
+            raise ModelError(
+                f"images of {height} x {width} pixels: this backbone was built for {self.fixed_size} x "
+                f"{self.fixed_size} (its setting image_size); use that size"
+            )
         if height % self.multiple or width % self.multiple:
             use = [-(-side // self.multiple) * self.multiple for side in (height, width)]
             raise ModelError(
@@ -41,8 +55,8 @@ class Network(nn.Module):
         return logits
 
 
-def build_network(backbone: Part, neck: Part, head: Part, bands: int, classes: int) -> Network:
-    """Build a network for `bands` input channels and `classes` output channels; raises ModelError naming the part."""
+def build_network(backbone: Part, neck: Part, head: Part, bands: Bands, classes: int) -> Network:
+    """Build a network for `bands` (names, or their number) and `classes` outputs; raises ModelError naming the part."""
     encoder = build_backbone(backbone, bands)
     features: tuple[FeatureSpec, ...] = encoder.features  # type: ignore[assignment]
     fusion = build_neck(neck, features)
