@@ -141,6 +141,9 @@ def _accounted(
         raise InputError(
             f"{about.model}: probabilities {p.shape} of {len(events)} events and {len(about.classes)} classes"
         )
+    if not events["event_id"].is_unique:
+        twice = events.loc[events["event_id"].duplicated(), "event_id"].iloc[0]
+        raise InputError(f"{about.model}: event {twice} is asked about twice; judge it once")
     known = np.isfinite(p).any(axis=1)
     sound = (p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) < 1e-4)
     if (known & ~sound).any():

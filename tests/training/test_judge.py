@@ -224,6 +224,8 @@ def test_what_is_no_probability_is_refused(row: list[float]) -> None:
 
 
 def test_nothing_to_judge_is_refused() -> None:
+    with pytest.raises(InputError, match="event e0 is asked about twice"):
+        judge(table([0, 1]).assign(event_id="e0"), onehot([0, 1]), about())
     with pytest.raises(InputError, match="0 of 3 events can be judged"):
         judge(table([0, 1, 2]), np.full((3, 3), np.nan), about())
     with pytest.raises(InputError, match="probabilities"):
