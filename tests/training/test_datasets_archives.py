@@ -103,6 +103,13 @@ def test_torchgeo_style_samples(archive: Path) -> None:
     assert (sample["events"] == inside).all()
 
 
+def test_pickles_whole(archive: Path) -> None:
+    data = ForestNet(archive, brightness=1.5)
+    sample, again = data[0], pickle.loads(pickle.dumps(data))[0]
+    assert all(torch.equal(sample[key], again[key]) for key in ("image", "mask", "events"))
+
+
+@pytest.mark.slow
 def test_readable_by_workers(archive: Path) -> None:
     data = pickle.loads(pickle.dumps(ForestNet(archive)))
     loader = DataLoader(data, batch_size=2, num_workers=1, multiprocessing_context="spawn")

@@ -196,9 +196,6 @@ def test_whole_tiles_go_to_splits(written: Written, tmp_path: Path) -> None:
         cell = data._images[row.image].name.partition("-")[2]
         assert splits.setdefault(cell, row.split) == row.split
     assert set(splits.values()) == {"train", "val", "test"}
-    again = write_dataset(written.config, written.layer, tmp_path / "again", options)
-    assert again.images == data.images
-    assert (EventsDataset(tmp_path / "again").events["split"] == data.events["split"]).all()
 
 
 def test_nothing_is_left_half_written(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
