@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline import cli_training
 from pipeline.errors import ClearcauseError, ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ models_app = typer.Typer(
     help="Model packages: list, show, verify, import.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+app.add_typer(cli_training.app)
 
 Config = Annotated[Path, typer.Argument(help="configuration file (YAML)", metavar="CONFIG")]
 Options = Annotated[

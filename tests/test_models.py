@@ -22,12 +22,12 @@ from pipeline.models.store import load_package
 SMALL = [
     "efficientnet-b0",
     "resnet18",
-    "mobilenet_v2",
     "tu-convnext_atto",
-    "tu-swin_tiny_patch4_window7_224",
     "tu-vit_tiny_patch16_224",
 ]
 LARGE = [
+    "mobilenet_v2",
+    "tu-swin_tiny_patch4_window7_224",
     *(f"efficientnet-b{k}" for k in range(1, 8)),
     "resnet50",
     "densenet121",

@@ -31,7 +31,12 @@ def small(name: str) -> Network:
     return build_network(part, SMALL_FPN, Part(name="linear"), 4, 3)
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+HEAVY = ("tu-swin_tiny_patch4_window7_224", "mit_b0")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(k, marks=pytest.mark.slow) if k in HEAVY else k for k in BACKBONES]
+)
 def built(request: pytest.FixtureRequest) -> tuple[str, Network]:
     return request.param, small(request.param)
 

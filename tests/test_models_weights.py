@@ -94,6 +94,7 @@ def test_landsat_weights_reach_the_encoder_band_by_band(name: str, hubs: Path) -
         build_backbone(Part(name="resnet50", settings={"weights": LANDSAT}), SIX)
 
 
+@pytest.mark.slow
 def test_landsat_weights_of_a_transformer(hubs: Path) -> None:
     weights = "ViTSmall16_Weights.LANDSAT_ETM_SR_SIMCLR"
     state = timm.create_model("vit_small_patch16_224", in_chans=6).state_dict()

@@ -228,7 +228,7 @@ def _write_schema(
     for layer in plan:
         known = [(c.name, c.title, c.description, c.domain) for c in layer.columns]
         extra = [
-            (name, name, f"Share of the event's area that lies in '{name}', 0..1", None)
+            (name, name, _extra_text(name), None)
             for name in tables[layer.name].columns
             if layer.name == "events" and name != "geometry" and name not in {c.name for c in layer.columns}
         ]
@@ -264,3 +264,10 @@ def _write_metadata(database: sqlite3.Connection, run: Mapping[str, object]) -> 
 def _number(database: sqlite3.Connection, query: str, *values: str) -> int:
     row = database.execute(query, values).fetchone()
     return -1 if row is None else int(row[0])
+
+
+def _extra_text(name: str) -> str:
+    """Describe a column that the configuration added: a predictor of the region head, or an overlay."""
+    if name.startswith("aux_"):
+        return f"Auxiliary predictor '{name.removeprefix('aux_')}' as the model was given it; NULL = missing"
+    return f"Share of the event's area that lies in '{name}', 0..1"

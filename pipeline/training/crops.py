@@ -1,173 +1,162 @@
-"""Training crops: what one image teaches, where to crop it, and how to vary the crop.
+"""Training crops: which event, which look of its image, and where to crop it.
 
-Only forest loss has a driver, so every crop touches some; classes are drawn evenly, then events of the class,
-then a pixel of the event, then where in the crop that pixel lies, so that events are not always centred.
+Only forest loss has a driver, so every crop touches some; an event is drawn (each class as often, or as events come),
+then a look of its image, then a pixel of the event, then where in the crop that pixel lies: events are not always
+centred there, as they are not in a run's lattice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import scipy.ndimage
+import torch
+from cachetools import LRUCache
+from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.errors import InputError
-from pipeline.labels import NO_DATA
+from pipeline.training.datasets.base import IGNORE, DriverDataset
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.labels import LabelScheme
-
-IGNORE = -100
-"""Target of a pixel without a label; torch's cross-entropy ignores it."""
-
-
-@dataclass(frozen=True)
-class TrainingImage:
-    """One labelled image on one grid.
-
-    Attributes:
-        image: float32 [bands, H, W] surface reflectance, NaN = not observed.
-        drivers: uint8 [H, W] class codes, 255 = outside loss (or of unknown driver).
-        events: int32 [H, W] event numbers, 0 = none.
-    """
-
-    image: NDArray[np.float32]
-    drivers: NDArray[np.uint8]
-    events: NDArray[np.int32]
-
-    def __post_init__(self) -> None:
-        """Refuse arrays that do not lie on one grid."""
-        if self.image.ndim != 3 or not self.image.shape[1:] == self.drivers.shape == self.events.shape:
-            raise InputError(
-                f"training image {self.image.shape}, drivers {self.drivers.shape} and events {self.events.shape} "
-                "must be [bands, H, W], [H, W] and [H, W] of one grid"
-            )
-
-
-@dataclass(frozen=True)
-class LabelledEvent:
-    """One event of one image: its `label` (class index) is that of most of its pixels, given as flat `pixels`."""
-
-    image: int
-    number: int
-    label: int
-    pixels: NDArray[np.int64]
+Sampling = Literal["even", "natural"]
+Scenes = Literal["composite", "random"]
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop: float32 `image` [bands, c, c]; int64 `target` [c, c] (class index or IGNORE); int64 `events` [c, c]."""
+    """One crop of c x c pixels.
+
+    Attributes:
+        image: float32 [bands, c, c] reflectance, NaN = not observed.
+        target: int64 [c, c] class index, IGNORE outside labelled events and where nothing was observed.
+        events: int64 [c, c] row of the event table + 1, 0 = none.
+    """
 
     image: NDArray[np.float32]
     target: NDArray[np.int64]
     events: NDArray[np.int64]
 
-
-def class_lookup(scheme: LabelScheme) -> NDArray[np.int64]:
-    """Return int64 [256]: class code -> class index, IGNORE for every other code."""
-    lookup = np.full(256, IGNORE, np.int64)
-    lookup[list(scheme.codes)] = np.arange(len(scheme))
-    return lookup
-
-
-def list_events(images: Sequence[TrainingImage], scheme: LabelScheme) -> list[LabelledEvent]:
-    """Return every event that has a labelled pixel; raises InputError for a driver code the scheme does not know."""
-    lookup = class_lookup(scheme)
-    found = []
-    for index, image in enumerate(images):
-        unknown = set(np.unique(image.drivers)) - set(scheme.codes) - {NO_DATA}
-        if unknown:
-            raise InputError(
-                f"training image {index}: driver codes {sorted(int(code) for code in unknown)} are not in the label "
-                f"scheme {list(scheme.codes)}"
-            )
-        flat, labels = image.events.ravel(), lookup[image.drivers.ravel()]
-        pixels = np.flatnonzero((flat > 0) & (labels != IGNORE))
-        pixels = pixels[np.argsort(flat[pixels], kind="stable")]
-        numbers, starts = np.unique(flat[pixels], return_index=True)
-        for number, own in zip(numbers, np.split(pixels, starts[1:]), strict=False):
-            label = int(np.bincount(labels[own]).argmax())
-            found.append(LabelledEvent(index, int(number), label, own))
-    return found
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the crop as torch tensors of the same names."""
+        return {
+            "image": torch.from_numpy(self.image),
+            "target": torch.from_numpy(self.target),
+            "events": torch.from_numpy(self.events),
+        }
 
 
-class CropSampler:
-    """Draws crops at random; the same seed draws the same crops."""
+class Images:
+    """Images of a data set with the usable events of `rows` drawn in; the last ones used stay in memory.
 
-    def __init__(self, images: Sequence[TrainingImage], scheme: LabelScheme, seed: int) -> None:
-        events = list_events(images, scheme)
-        if not events:
-            raise InputError("training images hold no labelled event; give images with drivers inside events")
-        self.events = events
-        self._images = images
-        self._lookup = class_lookup(scheme)
-        self._by_class = [
-            own for label in range(len(scheme)) if (own := [event for event in events if event.label == label])
-        ]
-        self._random = np.random.default_rng(seed)
+    Pixels of events outside `rows` carry no label: an image may show events of several splits.
+    """
 
-    def draw(self, size: int) -> Crop:
-        """Return one augmented crop of `size` pixels with at least one labelled pixel before augmentation."""
-        own = self._by_class[self._random.integers(len(self._by_class))]
-        event = own[self._random.integers(len(own))]
-        pixel = int(event.pixels[self._random.integers(len(event.pixels))])
-        row, column = divmod(pixel, self._images[event.image].drivers.shape[1])
-        top, left = (at - int(self._random.integers(size)) for at in (row, column))
-        return augment(self.cut(event.image, top, left, size), self._random)
+    def __init__(self, dataset: DriverDataset, rows: Sequence[int], megabytes: int = 2000) -> None:
+        table = dataset.events.iloc[list(rows)]
+        usable = (table["fault"] == "") & (table["image"] >= 0)
+        self.dataset = dataset
+        self.rows = np.asarray(rows, np.int64)[usable.to_numpy()]
+        self.labels = dataset.events["label"].to_numpy(np.int64)
+        self.image_of = dataset.events["image"].to_numpy(np.int64)
+        self._numbers = dataset.events["number"].to_numpy(np.int64)
+        self._pixels: LRUCache[tuple[int, int], NDArray[np.float32]] = LRUCache(
+            megabytes * 2**20, getsizeof=lambda array: array.nbytes
+        )
+        self._regions: LRUCache[int, tuple[NDArray[np.int64], dict[int, tuple[slice, slice]]]] = LRUCache(
+            megabytes * 2**18, getsizeof=lambda item: item[0].nbytes
+        )
 
-    def centred(self, event: LabelledEvent, size: int) -> Crop:
-        """Return the crop centred on the event's bounding box, not augmented."""
-        rows, columns = np.divmod(event.pixels, self._images[event.image].drivers.shape[1])
-        middle = [(int(axis.min()) + int(axis.max())) // 2 - size // 2 for axis in (rows, columns)]
-        return self.cut(event.image, middle[0], middle[1], size)
+    def pixels(self, image: int, look: int = 0) -> NDArray[np.float32]:
+        """Return float32 [bands, H, W] of one look."""
+        if (image, look) not in self._pixels:
+            read = self.dataset.read(image, look)
+            if read.nbytes > self._pixels.maxsize:
+                return read
+            self._pixels[image, look] = read
+        return self._pixels[image, look]
 
-    def cut(self, index: int, top: int, left: int, size: int) -> Crop:
-        """Cut a crop, moved inside the image where it fits; what the image does not cover is not observed."""
-        source = self._images[index]
-        height, width = source.drivers.shape
-        top, left = max(0, min(top, height - size)), max(0, min(left, width - size))
+    def events(self, image: int) -> tuple[NDArray[np.int64], dict[int, tuple[slice, slice]]]:
+        """Return int64 [H, W] of event row + 1 (0 = none), and the bounding box of each row that has a pixel."""
+        if image not in self._regions:
+            own = self.rows[self.image_of[self.rows] == image]
+            regions = self.dataset.regions(image)
+            lookup = np.zeros(max(int(regions.max()), int(self._numbers[own].max(initial=0))) + 1, np.int64)
+            lookup[self._numbers[own]] = own + 1
+            boxes = scipy.ndimage.find_objects(regions)
+            found = {int(row): boxes[self._numbers[row] - 1] for row in own if self._numbers[row] <= len(boxes)}
+            kept = {row: box for row, box in found.items() if box is not None}
+            drawn = lookup[regions]
+            if drawn.nbytes > self._regions.maxsize:
+                return drawn, kept
+            self._regions[image] = drawn, kept
+        return self._regions[image]
+
+    def cut(self, image: int, look: int, corner: tuple[int, int], size: int) -> Crop:
+        """Cut a crop at (row, column), moved inside the image where it fits; beyond the image nothing is observed."""
+        pixels, (drawn, _) = self.pixels(image, look), self.events(image)
+        height, width = drawn.shape
+        top, left = (max(0, min(at, side - size)) for at, side in zip(corner, (height, width), strict=True))
         rows, columns = slice(top, top + size), slice(left, left + size)
         pad = ((0, max(0, size - height)), (0, max(0, size - width)))
-        image = np.pad(source.image[:, rows, columns], ((0, 0), *pad), constant_values=np.nan)
-        drivers = np.pad(source.drivers[rows, columns], pad, constant_values=NO_DATA)
-        events = np.pad(source.events[rows, columns], pad).astype(np.int64)
-        return _hide(Crop(image, self._lookup[drivers], events))
+        cropped = np.pad(pixels[:, rows, columns], ((0, 0), *pad), constant_values=np.nan)
+        events = np.pad(drawn[rows, columns], pad)
+        target = np.where(events > 0, self.labels[events - 1], IGNORE)
+        # a run does not judge by pixels nobody saw either
+        target[~np.isfinite(cropped).any(axis=0)] = IGNORE
+        return Crop(cropped, target, events)
 
 
-def augment(crop: Crop, random: np.random.Generator) -> Crop:
-    """Vary a crop as nature does: turned and mirrored, other light, haze, sensor noise, holes left by clouds."""
-    turns, mirror = int(random.integers(4)), bool(random.integers(2))
-    image = _turn(crop.image, turns, mirror)
-    bands = len(image)
-    gain = 1 + random.normal(0, 0.05) + random.normal(0, 0.03, bands)
-    # haze brightens short waves most; bands come in order of wavelength
-    haze = max(0.0, random.normal(0, 0.01)) * np.linspace(1, 0, bands) + random.normal(0, 0.004, bands)
-    varied = image * gain[:, None, None] + haze[:, None, None]
-    varied += random.normal(0, 0.003, varied.shape)
-    for _ in range(int(random.integers(1, 5)) if random.random() < 0.4 else 0):
-        _punch(varied, random)
-    target, events = _turn(crop.target, turns, mirror), _turn(crop.events, turns, mirror)
-    return _hide(Crop(varied.astype(np.float32), target, events))
+class CropStream(IterableDataset):  # type: ignore[type-arg]
+    """An endless stream of training crops; the same seed gives the same crops.
 
+    Args:
+        images: whose `rows` are the events to learn from.
+        size: pixels a side.
+        seed: of this stream; workers of a loader draw streams of their own.
+        scenes: `composite`, or `random` = composite or any single scene per draw (scene data augmentation).
+        sampling: `even` draws each class as often, `natural` each event.
+    """
 
-def _turn[T: np.generic](array: NDArray[T], turns: int, mirror: bool) -> NDArray[T]:
-    turned = np.rot90(array, turns, axes=(-2, -1))
-    return np.ascontiguousarray(turned[..., ::-1] if mirror else turned)
+    def __init__(
+        self, images: Images, size: int, seed: Sequence[int], scenes: Scenes = "composite", sampling: Sampling = "even"
+    ) -> None:  # fmt: skip
+        if not len(images.rows):
+            raise InputError(
+                f"data set {images.dataset.name}: no usable event to train on; check its splits and faults"
+            )
+        self._images, self._size, self._seed, self._scenes = images, size, list(seed), scenes
+        labels = images.labels[images.rows]
+        groups = [images.rows] if sampling == "natural" else [images.rows[labels == k] for k in np.unique(labels)]
+        self._groups = groups
 
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield crops as tensors, without end."""
+        worker = get_worker_info()
+        random = np.random.default_rng([*self._seed, worker.id if worker else 0])
+        while True:
+            yield self.draw(random).tensors()
 
-def _punch(image: NDArray[np.floating], random: np.random.Generator) -> None:
-    """Set an ellipse to NaN in place."""
-    size = image.shape[-1]
-    row, column = random.uniform(0, size, 2)
-    radii = random.uniform(0.02, 0.2, 2) * size
-    rows, columns = np.ogrid[:size, :size]
-    image[:, ((rows - row) / radii[0]) ** 2 + ((columns - column) / radii[1]) ** 2 < 1] = np.nan
-
-
-def _hide(crop: Crop) -> Crop:
-    """Take the label of pixels without any observation: the run does not judge by them either."""
-    unseen = ~np.isfinite(crop.image).any(axis=0)
-    return Crop(crop.image, np.where(unseen, IGNORE, crop.target), crop.events)
+    def draw(self, random: np.random.Generator) -> Crop:
+        """Return one crop that holds at least one pixel of the event drawn."""
+        images = self._images
+        for _ in range(1000):
+            group = self._groups[random.integers(len(self._groups))]
+            row = int(group[random.integers(len(group))])
+            image = int(images.image_of[row])
+            drawn, boxes = images.events(image)
+            if row in boxes:
+                break
+        else:
+            raise InputError(f"data set {images.dataset.name}: its events have no pixels in their images")
+        box = boxes[row]
+        inside = np.argwhere(drawn[box] == row + 1)
+        pixel = inside[random.integers(len(inside))] + [box[0].start, box[1].start]
+        looks = len(images.dataset.looks(image)) if self._scenes == "random" else 1
+        look = int(random.integers(looks))
+        top, left = (int(at) - int(random.integers(self._size)) for at in pixel)
+        return images.cut(image, look, (top, left), self._size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.ndimage
 
 from pipeline.errors import InputError
 
@@ -41,21 +42,26 @@ def image_suspects(dataset: DriverDataset) -> list[Suspect]:
     outline = np.full((len(events), len(OUTLINE)), np.nan)
     inside, outside = (np.full((len(events), 2 * bands), np.nan) for _ in range(2))
     gaps = np.full((len(events), bands + 1), np.nan)
-    for image, own in events[events["fault"] == ""].groupby("image", sort=True):
+    usable = events[events["fault"] == ""]
+    for image in np.unique(usable["image"].to_numpy(np.int64)).tolist():
+        own = usable[usable["image"] == image]
         try:
-            pixels, regions = dataset.read(int(image)), dataset.regions(int(image))
-            looks = len(dataset.looks(int(image)))
+            pixels, regions = dataset.read(image), dataset.regions(image)
+            looks = len(dataset.looks(image))
         except InputError:
             # training lists it; what cannot be read cannot leak
             continue
+        # what lies outside of all masks is the same for every event of an image
+        around, boxes = painted(pixels[:, regions == 0]), scipy.ndimage.find_objects(regions)
         for at, number in zip(own.index, own["number"], strict=True):
-            mask = regions == number
-            if not mask.any():
+            box = boxes[number - 1] if number <= len(boxes) else None
+            if box is None:
                 continue
-            outline[at] = _outline(mask)
-            inside[at] = painted(pixels[:, mask])
-            outside[at] = painted(pixels[:, regions == 0])
-            gaps[at] = [*np.isnan(pixels[:, mask]).mean(axis=1), looks]
+            mask = regions[box] == number
+            seen = pixels[:, *box][:, mask]
+            outline[at] = _outline(mask, (box[0].start, box[1].start))
+            inside[at], outside[at] = painted(seen), around
+            gaps[at] = [*np.isnan(seen).mean(axis=1), looks]
     return [
         Suspect("outline of the mask", outline, NEARLY_THE_LABEL),
         Suspect("values painted inside the mask", inside, NO_BUSINESS),
@@ -82,12 +88,8 @@ def painted(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.concatenate([values, shares])
 
 
-def _outline(mask: NDArray[np.bool_]) -> list[float]:
-    """The figures named in OUTLINE, in pixels; `fill` is the share of the bounding box."""
-    rows, columns = np.nonzero(mask)
-    top, left = int(rows.min()), int(columns.min())
-    height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+def _outline(mask: NDArray[np.bool_], corner: tuple[int, int]) -> list[float]:
+    """The figures named in OUTLINE, in pixels, of a mask cut to its bounding box; `fill` is the box's share."""
     framed = np.pad(mask, 1)
     edges = sum(int((framed != np.roll(framed, 1, axis)).sum()) for axis in (0, 1))
-    area = len(rows)
-    return [area, height, width, edges, area / (height * width), top, left]
+    return [int(mask.sum()), *mask.shape, edges, float(mask.mean()), *corner]

@@ -43,7 +43,7 @@ class Look:
     cloud: float | None = None
 
 
-class DriverDataset(NonGeoDataset):  # type: ignore[misc]
+class DriverDataset(NonGeoDataset):
     """Labelled forest-loss events with imagery, torchgeo style.
 
     Attributes:

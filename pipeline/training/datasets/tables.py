@@ -72,14 +72,16 @@ def _read(path: Path) -> pd.DataFrame:
     rows = rows[list(COLUMNS)]
     empty = rows.isna().any(axis=1)
     if empty.any():
-        raise InputError(f"{path}: line {int(empty.idxmax()) + 2} has an empty cell; fill it or remove the line")
+        raise InputError(
+            f"{path}: line {int(empty.to_numpy().argmax()) + 2} has an empty cell; fill it or remove the line"
+        )
     try:
         rows = rows.astype({"latitude": float, "longitude": float, "year": int})
     except ValueError as error:
         raise InputError(f"{path}: latitude, longitude and year must be numbers: {error}") from error
     outside = ~(rows["latitude"].between(-90, 90) & rows["longitude"].between(-180, 180))
     if outside.any():
-        raise InputError(f"{path}: line {int(outside.idxmax()) + 2} has coordinates that are not degrees")
+        raise InputError(f"{path}: line {int(outside.to_numpy().argmax()) + 2} has coordinates that are not degrees")
     return rows
 
 
