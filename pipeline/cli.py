@@ -306,11 +306,18 @@ def models_list(
 
 
 @models_app.command("show")
-def models_show(package: Annotated[Path, typer.Argument(help="folder of a model package")]) -> None:
-    """Print a model's card."""
-    from pipeline.models.card import read_card
+def models_show(
+    package: Annotated[Path, typer.Argument(help="folder of a model package")], json_: Json = False
+) -> None:
+    """Print a model's parts: channels, strides, parameters, GFLOP per megapixel, receptive field. --json: its card."""
+    if json_:
+        from pipeline.models.card import read_card
 
-    print(read_card(package).model_dump_json(indent=1))
+        print(read_card(package).model_dump_json(indent=1))
+        return
+    from pipeline.models.describe import describe, render
+
+    print(render(describe(package)))
 
 
 @models_app.command("verify")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.training.datasets.base import DriverDataset
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -46,6 +50,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test, or all")] = "test",
     look: Annotated[str, typer.Option(help="composite, closest_year, least_cloudy or furthest_year")] = "composite",
     resolution: Annotated[float | None, typer.Option(help="metres a pixel to read the data set at")] = None,
+    block_km: Annotated[float | None, typer.Option(help="intervals by blocks of land this wide, not by event")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for judgement.json and the plots")] = None,
     compare: Annotated[
         list[Path] | None, typer.Option(help="judgement.json of a model, in the order of the table; may be repeated")
@@ -55,7 +60,7 @@ def evaluate(
 ) -> None:
     """Judge a model on labelled events, or compare judgements: --compare A.json --compare B.json ...
 
-    Nine parameters: they are the command line.
+    Ten parameters: they are the command line.
     """
     if compare:
         _compare(compare, json_)
@@ -66,7 +71,7 @@ def evaluate(
     from pipeline.training.evaluate import evaluate as run
     from pipeline.training.show import judgement_text
 
-    result = run(model, dataset, EvaluateParams(split, look, level, resolution, out))
+    result = run(model, dataset, EvaluateParams(split, look, level, resolution, block_km, out))
     print(result.to_json() if json_ else judgement_text(result))
 
 
@@ -90,20 +95,51 @@ def baseline(
     source = open_dataset(dataset, level=level) if features.startswith("visible") else dataset
     report = run_baseline(source, features, params, level)
     print(results_json(report.results) if json_ else report.text())
+    # standard error, so that a pipe of JSON stays JSON
+    for warning in _leaks(source, level):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command("dataset")
 def make_dataset(
     config: Annotated[Path, typer.Argument(help="configuration of the run the events come from", metavar="CONFIG")],
     events: Annotated[Path, typer.Argument(help="GeoPackage with the corrected `events` layer", metavar="EVENTS")],
-    out: Annotated[Path, typer.Argument(help="folder of the data set; new or empty", metavar="OUT")],
+    out: Annotated[Path, typer.Argument(help="folder of the data set; new", metavar="OUT")],
+    licence: Annotated[str, typer.Option(help="of the labels and images")] = "unknown",
+    simulated: Annotated[bool, typer.Option("--simulated", help="labels or images were simulated")] = False,
 ) -> None:
     """Make training data of a run's events, their drivers corrected by hand, and its images."""
     from pipeline.config import load_config
-    from pipeline.training.datasets.write import write_dataset
+    from pipeline.training.datasets.write import WriteOptions, write_dataset
 
-    write_dataset(load_config(config), events, out)
-    print(f"{out}: written; train on it with `dataset: {{path: {out}}}`")
+    made = write_dataset(load_config(config), events, out, WriteOptions(licence=licence, simulated=simulated))
+    print(f"{out}: {made.events} events on {made.images} images, {made.scenes} single scenes")
+    for fault, count in sorted(made.faults.items()):
+        print(f"not usable: {count} ({fault})")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="forestnet, camforestnet-15 or camforestnet-4", metavar="NAME")],
+    folder: Annotated[Path, typer.Argument(help="where to put the archive", metavar="FOLDER")],
+) -> None:
+    """Fetch a public archive of labelled events; goes on where it stopped."""
+    from pipeline.training.datasets.download import ARCHIVES, download as fetch
+
+    found = fetch(name, folder)
+    vouched = "as its publisher says" if found.vouched else "no checksum is published; keep this one"
+    print(f"{found.path}: {found.bytes:,} bytes, sha256 {found.sha256} ({vouched})")
+    print(ARCHIVES[name].next_step)
+
+
+def _leaks(source: Path | DriverDataset, level: Literal["merged", "fine"]) -> tuple[str, ...]:
+    from pipeline.training.datasets.tables import read_labels
+    from pipeline.training.leaks import find_leaks, find_table_leaks
+
+    if not isinstance(source, Path):
+        return find_leaks(source).warnings
+    events, scheme = read_labels(source, level)
+    return find_table_leaks(events, len(scheme), source.resolve().name).warnings
 
 
 def _compare(paths: list[Path], as_json: bool) -> None:

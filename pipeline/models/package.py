@@ -58,12 +58,15 @@ def save_package(folder: Path, network: Network, fields: Mapping[str, Any], *, h
 
 
 def verify_package(folder: Path) -> ModelCard:
-    """Check digest, weights against architecture, and one random patch through the model; raises ModelError."""
-    # engines import this module
+    """Check digests, weights against architecture, one random patch, and the region head if any; raises ModelError."""
+    # both import this module
     from pipeline.models.engines import open_segmenter
+    from pipeline.models.region import verify_region
 
     segmenter = open_segmenter(folder, engine="onnx" if load_package(folder).is_onnx else "torch", device="cpu")
     segmenter.logits(random_patch(segmenter.card))
+    if segmenter.card.region is not None:
+        verify_region(folder, segmenter.card)
     return segmenter.card
 
 

@@ -25,12 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """What to judge on: `split` (train, val, test, all), `look`, class `level`, metres a pixel; `out` folder."""
+    """What to judge on and how.
+
+    Attributes:
+        split: train, val, test or all.
+        look: which rendering of an image.
+        level: of the classes.
+        resolution: metres a pixel; None = the data set's own.
+        block_km: intervals resample blocks of land this wide instead of events.
+        out: folder for judgement.json and the plots.
+    """
 
     split: str = "test"
     look: str = "composite"
     level: str = "merged"
     resolution: float | None = None
+    block_km: float | None = None
     out: Path | None = None
 
 
@@ -57,7 +67,7 @@ def evaluate(model: Path, folder: Path, params: EvaluateParams) -> Judgement:
         dataset.simulated or card.simulated,
     )  # fmt: skip
     events = dataset.events.iloc[rows].reset_index(drop=True)
-    result = judge(events, answers.probabilities(card.calibration), about, reasons=answers.reasons)
+    result = judge(events, answers.probabilities(card.calibration), about, params.block_km, answers.reasons)
     if params.out is not None:
         write_judgement(params.out, result, dataset.scheme)
     return result

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,11 +30,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
-from pipeline.models.card import AuxiliaryColumn, RegionParams
+from pipeline.models.card import AuxiliaryColumn, RegionParams, Scaling
 from pipeline.models.heads import build_head
 from pipeline.models.network import Network, build_network
 from pipeline.models.parameters import freeze
 from pipeline.models.region import RegionHead
+from pipeline.models.weights import starting_scaling
 from pipeline.training.augment import Augment
 from pipeline.training.data import DriverData, band_statistics
 from pipeline.training.landcover import LandCover, LandCoverStream
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from pipeline.models.card import Part
     from pipeline.models.contracts import FeatureSpec
+    from pipeline.training.crops import Images
     from pipeline.training.datasets.base import DriverDataset
     from pipeline.training.division import Division
     from pipeline.training.params import Fusion, TrainConfig
@@ -59,12 +61,11 @@ _NOTES = (".*does not have many workers.*", ".*Consider increasing the value of 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained `network` and `region` head (eval mode, CPU), band statistics, and how the course went."""
+    """A trained `network` and `region` head (eval mode, CPU), its input `scaling`, and how the course went."""
 
     network: Network
     region: RegionHead | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    scaling: Scaling
     steps: int
     best: float
     ended: str
@@ -85,16 +86,16 @@ def fit(config: TrainConfig, dataset: DriverDataset, division: Division) -> Fitt
             warnings.filterwarnings("ignore", message=note)
         torch.manual_seed(config.seed)
         data = DriverData(dataset, division, course, config.seed)
-        mean, std = band_statistics(data.images)
         parts = config.architecture
-        network = build_network(parts.backbone, parts.neck, parts.head, len(mean), len(dataset.scheme))
+        scaling = _scaling(parts.backbone, data.images)
+        network = build_network(parts.backbone, parts.neck, parts.head, dataset.bands, len(dataset.scheme))
         if config.pretraining is not None:
-            _pretrain(config, network, len(mean))
+            _pretrain(config, network, len(dataset.bands))
         if course.freeze != "none":
             freeze(network, "backbone" if course.freeze == "backbone" else {"stages": course.freeze})
         region = region_head(config.fusion, dataset, division.train)
         module = DriverModule(
-            network, region, _knowledge(config, dataset, division, (mean, std)), course, Augment(config.augment)
+            network, region, _knowledge(config, dataset, division, scaling), course, Augment(config.augment)
         )
         trainer, kept = _trainer(config)
         trainer.fit(module, data, ckpt_path=_resume(config))
@@ -102,6 +103,15 @@ def fit(config: TrainConfig, dataset: DriverDataset, division: Division) -> Fitt
     return Fitted(
         network.eval(), region.eval() if region else None, mean, std, trainer.global_step, best, _ended(trainer, config)
     )
+
+
+def _scaling(backbone: Part, images: Images) -> Scaling:
+    """Scale the input as the starting weights were trained on, where that is known, else by the training images."""
+    known = starting_scaling(backbone.settings.get("weights"), images.dataset.bands)
+    if known is not None:
+        return known
+    mean, std = band_statistics(images)
+    return Scaling(mean=mean, std=std)
 
 
 def region_head(fusion: Fusion, dataset: DriverDataset, train: NDArray[np.int64]) -> RegionHead | None:
@@ -141,7 +151,7 @@ def auxiliary_frame(fusion: Fusion, dataset: DriverDataset) -> pd.DataFrame:
 
 
 def _knowledge(
-    config: TrainConfig, dataset: DriverDataset, division: Division, statistics: tuple[Sequence[float], Sequence[float]]
+    config: TrainConfig, dataset: DriverDataset, division: Division, scaling: Scaling
 ) -> Knowledge:  # fmt: skip
     labels = dataset.events["label"].to_numpy(np.int64)
     auxiliary = auxiliary_frame(config.fusion, dataset).to_numpy(np.float64) if config.fusion.enabled else None
@@ -150,7 +160,7 @@ def _knowledge(
     if config.training.class_weights == "balanced":
         weights = np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / max(1, (counts > 0).sum()), 0.0)
     return Knowledge(
-        *statistics,
+        scaling,
         labels=torch.tensor(labels),
         auxiliary=torch.tensor(auxiliary if auxiliary is not None else np.zeros((len(labels), 0))),
         class_weights=torch.tensor(weights, dtype=torch.float32),
@@ -266,7 +276,7 @@ def _pretrain(config: TrainConfig, network: Network, bands: int) -> None:
         update={"steps": told.steps, "lr": told.lr, "event_weight": 0.0, "label_smoothing": 0.0}
     )
     nothing = torch.zeros(0, dtype=torch.int64)
-    knowledge = Knowledge(*cover.statistics(), nothing, torch.zeros(0, 0), torch.ones(len(cover.codes)), config.seed)
+    knowledge = Knowledge(cover.scaling(), nothing, torch.zeros(0, 0), torch.ones(len(cover.codes)), config.seed)
     module = DriverModule(whole, None, knowledge, course, Augment(config.augment))
     stream = LandCoverStream(cover, course.crop, (config.seed, 1))
     trainer = lightning.Trainer(

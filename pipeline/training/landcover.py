@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 from torch.utils.data import IterableDataset
 
 from pipeline.errors import InputError
+from pipeline.models.card import Scaling
 from pipeline.training.datasets.base import IGNORE
 from pipeline.training.datasets.own import OFFSET, SCALE
 
@@ -55,10 +56,11 @@ class LandCover:
         lookup[present] = np.arange(len(present))
         self.targets = [lookup[codes] for codes in rasters]
 
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each band over what was observed."""
+    def scaling(self) -> Scaling:
+        """Return mean and standard deviation of each band over what was observed (every third pixel)."""
         flat = np.concatenate([image[:, ::3, ::3].reshape(len(image), -1) for image in self.images], axis=1)
-        return tuple(np.nanmean(flat, axis=1).tolist()), tuple(np.maximum(np.nanstd(flat, axis=1), 1e-6).tolist())
+        mean, std = np.nanmean(flat, axis=1), np.maximum(np.nanstd(flat, axis=1), 1e-6)
+        return Scaling(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 class LandCoverStream(IterableDataset):  # type: ignore[type-arg]

@@ -7,7 +7,6 @@ makes of their statistics and of auxiliary predictors; the module judges by whol
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from pipeline.models.region import region_features
 from pipeline.training.datasets.base import IGNORE
 
 if TYPE_CHECKING:
+    from pipeline.models.card import Scaling
     from pipeline.models.network import Network
     from pipeline.models.region import RegionHead
     from pipeline.training.augment import Augment
@@ -33,15 +33,14 @@ class Knowledge:
     """What the module knows beside the pixels.
 
     Attributes:
-        mean, std: of each band, in reflectance.
+        scaling: how reflectance becomes input.
         labels: int64 [rows], class index of each event of the table.
         auxiliary: float64 [rows, columns], NaN = missing; no columns without late fusion.
         class_weights: float32 [classes].
         seed: of augmentation and drop-out.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    scaling: Scaling
     labels: torch.Tensor
     auxiliary: torch.Tensor
     class_weights: torch.Tensor
@@ -57,14 +56,18 @@ class DriverModule(lightning.LightningModule):
         super().__init__()
         self.network, self.region, self.augment = network, region, augment
         self.course, self.seed = course, knowledge.seed
-        self.register_buffer("mean", torch.tensor(knowledge.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(knowledge.std).view(1, -1, 1, 1), persistent=False)
+        scaling = knowledge.scaling
+        self.clip = scaling.clip
+        self.register_buffer("mean", torch.tensor(scaling.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(scaling.std).view(1, -1, 1, 1), persistent=False)
         for name in ("labels", "auxiliary", "class_weights"):
             self.register_buffer(f"known_{name}", getattr(knowledge, name), persistent=False)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Reflectance [N, bands, H, W], NaN = not observed -> logits [N, classes, H, W]."""
+        if self.clip is not None:
+            images = images.clamp(*self.clip)
         inputs = (images - self.mean) / self.std  # type: ignore[operator]
         inputs = torch.nan_to_num(inputs, nan=0.0, posinf=0.0, neginf=0.0)
         logits: torch.Tensor = self.network(inputs.contiguous(memory_format=torch.channels_last))

@@ -112,7 +112,7 @@ def _fields(config: TrainConfig, dataset: DriverDataset, division: Division, fit
         "neck": parts.neck.model_dump(),
         "head": parts.head.model_dump(),
         "bands": dataset.bands,
-        "scaling": {"mean": fitted.mean, "std": fitted.std},
+        "scaling": fitted.scaling.model_dump(),
         "patch": {"size": config.patch.size, "stride": config.patch.stride, "resolution": dataset.resolution},
         "labels": dataset.scheme.to_list(),
         "training_data": data,

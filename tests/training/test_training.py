@@ -15,6 +15,7 @@ from memory_samples import BANDS, MemoryDataset, colours
 from rasterio.transform import from_origin
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.models.card import Scaling
 from pipeline.models.engines import open_segmenter
 from pipeline.models.package import verify_package
 from pipeline.training.answers import answer
@@ -130,7 +131,7 @@ def test_pixels_outside_events_carry_no_loss(tmp_path: Path) -> None:
     parts = config.architecture
     network = build_network(parts.backbone, parts.neck, parts.head, 6, 4)
     labels = torch.tensor([1, 2])
-    known = Knowledge((0.0,) * 6, (1.0,) * 6, labels, torch.zeros(2, 0), torch.ones(4))
+    known = Knowledge(Scaling(mean=(0.0,) * 6, std=(1.0,) * 6), labels, torch.zeros(2, 0), torch.ones(4))
     module = DriverModule(network, None, known, config.training, Augment(AugmentParams()))
     target = torch.full((1, 8, 8), IGNORE)
     target[0, 2:4, 2:4] = 2
