@@ -124,7 +124,8 @@ def download(
     folder: Annotated[Path, typer.Argument(help="where to put the archive", metavar="FOLDER")],
 ) -> None:
     """Fetch a public archive of labelled events; goes on where it stopped."""
-    from pipeline.training.datasets.download import ARCHIVES, download as fetch
+    from pipeline.training.datasets.download import ARCHIVES
+    from pipeline.training.datasets.download import download as fetch
 
     found = fetch(name, folder)
     vouched = "as its publisher says" if found.vouched else "no checksum is published; keep this one"

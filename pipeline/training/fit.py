@@ -100,9 +100,8 @@ def fit(config: TrainConfig, dataset: DriverDataset, division: Division) -> Fitt
         trainer, kept = _trainer(config)
         trainer.fit(module, data, ckpt_path=_resume(config))
         best = _restore(module, kept)
-    return Fitted(
-        network.eval(), region.eval() if region else None, mean, std, trainer.global_step, best, _ended(trainer, config)
-    )
+    ended = _ended(trainer, config)
+    return Fitted(network.eval(), region.eval() if region else None, scaling, trainer.global_step, best, ended)
 
 
 def _scaling(backbone: Part, images: Images) -> Scaling:
