@@ -16,7 +16,7 @@ export DO_NOT_TRACK ?= 1
 # where this is set, every process compiles some 4,000 modules anew: 29 seconds instead of 8 before any work
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format bench clean lock
+.PHONY: setup demo test test-slow lint format bench compare clean lock
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.run
+
+# the method's parts against each other, on a simulated archive; an hour on two cores
+compare: setup
+	$(BIN)/python -m benchmarks.methods
 
 # pins of everything, with digests, for every platform; names no index
 lock: $(STAMP)

@@ -36,7 +36,7 @@ def rows(archive: Path) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {name: {"architecture": NETWORKS[name]} for name in names}
     sda = {"architecture": NETWORKS[names[0]], "training": {"scenes": "random"}}
     cover = {"image": str(archive / "landcover/composite.tif"), "classes": str(archive / "landcover/classes.tif")}
-    pretrained = {**sda, "pretraining": {**cover, "steps": 100}}
+    pretrained = {**sda, "pretraining": {**cover, "steps": 60}}
     out["+ SDA"] = sda
     out["+ pre-training"] = pretrained
     out["+ auxiliary"] = {**pretrained, "fusion": {"enabled": True, "auxiliary": "all"}}
@@ -50,7 +50,8 @@ def configuration(archive: Path, package: Path, seed: int, steps: int, change: M
         "threads": 1, **change.get("training", {}),
     }  # fmt: skip
     return {
-        "dataset": {"path": str(archive), "resolution": 30},
+        # one archive for all: it is searched for leaks by the baselines
+        "dataset": {"path": str(archive), "resolution": 30, "search_leaks": False},
         "patch": {"size": 96, "stride": 64},
         "seed": seed,
         "output": {"package": str(package), "name": package.parent.name},
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "compare")
     parser.add_argument("--events", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=80)
     args = parser.parse_args()
     archive = args.out / "archive"
     if not archive.is_dir():

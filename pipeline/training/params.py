@@ -22,11 +22,13 @@ class Source(Section):
     """The labelled events: one or several folders of one format, class level, and metres a pixel to train at.
 
     `resolution` may be a whole multiple of the data's own: ForestNet's 15 m archive trains a model for 30 m scenes.
+    `search_leaks` looks for what gives labels away first; turn it off where the same data were searched before.
     """
 
     path: Annotated[tuple[Path, ...], BeforeValidator(_listed, json_schema_input_type=Path | tuple[Path, ...])]
     level: Literal["merged", "fine"] = "merged"
     resolution: float | None = Field(None, gt=0)
+    search_leaks: bool = True
 
 
 class Split(Section):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.artifacts import write_bytes
+from pipeline.errors import InputError
 from pipeline.models.card import Calibration, ModelCard, RegionSpec
 from pipeline.models.package import save_package
 from pipeline.models.region import write_region
@@ -53,7 +54,7 @@ def train_on(config: TrainConfig, dataset: DriverDataset) -> Trained:
     Raises InputError or ModelError where data or parts cannot serve; the package is written only at the end.
     """
     division = divide(dataset.events, config.split)
-    warnings = [*find_leaks(dataset, config.seed).warnings, *_overlap(dataset, division)]
+    warnings = [*(_leaks(dataset, config.seed) if config.dataset.search_leaks else ()), *_overlap(dataset, division)]
     for line in warnings:
         print(f"warning: {line}", flush=True)
     fitted = fit(config, dataset, division)
@@ -75,6 +76,13 @@ def train_on(config: TrainConfig, dataset: DriverDataset) -> Trained:
     card = _save(config.output.package, fitted, fields, config.output.half)
     write_bytes(config.output.package / "judgement.json", result.to_json().encode())
     return Trained(config.output.package, card, result, tuple(warnings))
+
+
+def _leaks(dataset: DriverDataset, seed: int) -> tuple[str, ...]:
+    try:
+        return find_leaks(dataset, seed).warnings
+    except InputError as error:
+        return (f"leaks were not looked for: {error}",)
 
 
 def _overlap(dataset: DriverDataset, division: Division) -> list[str]:
