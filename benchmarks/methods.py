@@ -72,17 +72,19 @@ def main() -> None:
     if not archive.is_dir():
         _run("pipeline.simulate.archive", str(archive), "--events", str(args.events))
     judged = [_forest(archive, args.out, features) for features in ("visible", "visible+aux")]
-    for k, (name, change) in enumerate(rows(archive).items()):
-        for seed in range(args.seeds):
-            package = (
-                args.out / f"{k:02d}-{''.join(c if c.isalnum() else '-' for c in name).strip('-')}" / f"seed-{seed}"
-            )
+    packages: dict[str, list[Path]] = {}
+    # seeds outside: a table of fewer seeds is whole sooner
+    for seed in range(args.seeds):
+        for k, (name, change) in enumerate(rows(archive).items()):
+            folder = f"{k:02d}-{''.join(c if c.isalnum() else '-' for c in name).strip('-')}"
+            package = args.out / folder / f"seed-{seed}"
+            packages.setdefault(folder, []).append(package)
             if not (package / "judgement.json").is_file():
                 package.parent.mkdir(parents=True, exist_ok=True)
                 config = package.with_name(f"seed-{seed}.yaml")
                 config.write_text(yaml.safe_dump(configuration(archive, package, seed, args.steps, change)))
                 _run("pipeline.cli", "train", str(config))
-            judged.append(package / "judgement.json")
+    judged += [package / "judgement.json" for own in packages.values() for package in own]
     _run("pipeline.cli", "evaluate", *(word for path in judged for word in ("--compare", str(path))))
 
 

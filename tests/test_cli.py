@@ -15,7 +15,9 @@ from run_samples import PRODUCTS, ROOT, layer, ruin_pixels, write_config
 HEAVY = ("torch", "torchgeo", "torchvision", "prefect", "distributed", "dask", "geopandas", "rasterio", "onnxruntime")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["models", "--help"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["train", "--help"], ["models", "--help"], ["schema"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom pipeline.cli import main\n"
@@ -32,7 +34,9 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_help_names_every_command(cli):
     text = cli("--help").out
-    for name in ("demo", "plan", "run", "inspect", "models", "schema"):
+    for name in (
+        "demo", "plan", "run", "inspect", "models", "schema", "train", "evaluate", "baseline", "dataset", "download",
+    ):  # fmt: skip
         assert f" {name} " in text, name
 
 
@@ -107,7 +111,7 @@ def test_models(cli, tiny_model, tmp_path):
         ("sound", False),
     ]
     assert "sound" in cli("models", "list", shelf).out
-    card = json.loads(cli("models", "show", shelf / "sound").out)
+    card = json.loads(cli("models", "show", shelf / "sound", "--json").out)
     assert (card["name"], card["bands"][3]) == ("sample", "nir08")
     verified = cli("models", "verify", shelf / "sound")
     assert (verified.code, card["sha256"] in verified.out) == (0, True)

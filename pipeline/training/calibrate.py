@@ -21,6 +21,8 @@ _SCALE_RANGE = 8.0
 _RIDGE = 0.5
 """Weight of the prior, in events, that pulls vector scaling to temperature scaling: one that few events outweigh."""
 _FOLDS = 5
+LEAST_FOR_AUTO = 2 * _FOLDS
+"""Events that choosing a method by cross-validation takes."""
 type _Fitted = Literal["none", "temperature", "vector"]
 _METHODS: tuple[_Fitted, ...] = ("none", "temperature", "vector")
 type Method = Literal["none", "temperature", "vector", "auto"]
@@ -105,7 +107,7 @@ def _least_loss(
     logits: NDArray[np.floating], labels: NDArray[np.integer], seed: int
 ) -> Literal["none", "temperature", "vector"]:
     """The simplest method that none beats by a standard error, over cross-validated log-losses of the same events."""
-    if len(labels) < 2 * _FOLDS:
+    if len(labels) < LEAST_FOR_AUTO:
         raise InputError(f"calibration auto: {len(labels)} events are too few; name a method")
     order = np.random.default_rng(seed).permutation(len(labels))
     # dealt out by class, so that every fold is fitted with every class there is enough of

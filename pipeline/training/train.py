@@ -14,7 +14,7 @@ from pipeline.models.card import Calibration, ModelCard, RegionSpec
 from pipeline.models.package import save_package
 from pipeline.models.region import write_region
 from pipeline.training.answers import answer
-from pipeline.training.calibrate import fit_calibration
+from pipeline.training.calibrate import LEAST_FOR_AUTO, fit_calibration
 from pipeline.training.data import open_source
 from pipeline.training.division import Division, divide
 from pipeline.training.fit import Fitted, fit
@@ -54,6 +54,7 @@ def train_on(config: TrainConfig, dataset: DriverDataset) -> Trained:
     Raises InputError or ModelError where data or parts cannot serve; the package is written only at the end.
     """
     division = divide(dataset.events, config.split)
+    _check_calibration(config, dataset, division)
     warnings = [*(_leaks(dataset, config.seed) if config.dataset.search_leaks else ()), *_overlap(dataset, division)]
     for line in warnings:
         print(f"warning: {line}", flush=True)
@@ -76,6 +77,16 @@ def train_on(config: TrainConfig, dataset: DriverDataset) -> Trained:
     card = _save(config.output.package, fitted, fields, config.output.half)
     write_bytes(config.output.package / "judgement.json", result.to_json().encode())
     return Trained(config.output.package, card, result, tuple(warnings))
+
+
+def _check_calibration(config: TrainConfig, dataset: DriverDataset, division: Division) -> None:
+    """Refuse before training what would be refused after it."""
+    usable = int((dataset.events["fault"].to_numpy()[division.val] == "").sum())
+    if config.calibration == "auto" and usable < LEAST_FOR_AUTO:
+        raise InputError(
+            f"calibration auto: {usable} usable validation events are too few to choose a method by (it takes "
+            f"{LEAST_FOR_AUTO}); set calibration: temperature"
+        )
 
 
 def _leaks(dataset: DriverDataset, seed: int) -> tuple[str, ...]:

@@ -11,10 +11,19 @@ import yaml
 from archive_samples import Event, write_forestnet
 from run_samples import Program
 
+from pipeline.training.environment import OPENMP
+
 CLASSES = (
     ("Oil palm plantation", "Plantation"), ("Small-scale agriculture", "Smallholder agriculture"),
     ("Grassland shrubland", "Grassland shrubland"), ("Fish pond", "Other"),
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program sets before it imports torch, which this process has long done."""
+    for key, value in OPENMP.items():
+        monkeypatch.setenv(key, value)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def _config(folder: Path, archive: Path, **changes: Any) -> Path:
     tree = {
         "dataset": {"path": str(archive), "resolution": 30},
         "architecture": {
-            "backbone": {"name": "resnet18"},
+            "backbone": {"name": "tu-mobilenetv3_small_050"},
             "neck": {"name": "fpn", "settings": {"pyramid_channels": 32, "segmentation_channels": 32}},
         },
         "fusion": {"enabled": True, "auxiliary": ["altitude_mean"]},
@@ -38,6 +47,7 @@ def _config(folder: Path, archive: Path, **changes: Any) -> Path:
             "steps": 2, "validations": 1, "crop": 64, "batch": 2, "accelerator": "cpu", "threads": 1, "average": 0.5,
         },
         "patch": {"size": 64, "stride": 48},
+        "calibration": "temperature",
         "output": {"package": str(folder / "model"), "name": "small"},
         **changes,
     }  # fmt: skip
@@ -60,7 +70,7 @@ def test_train_evaluate_show_and_compare(archive: Path, tmp_path: Path, cli: Pro
     assert names == {"judgement.json", "confusion.png", "reliability.png", "risk-coverage.png"}
     shown = cli("models", "show", tmp_path / "model")
     assert shown.code == 0, shown.err
-    for word in ("resnet18", "fpn", "linear", "GFLOP"):
+    for word in ("mobilenetv3", "fpn", "linear", "GFLOP"):
         assert word in shown.out
     assert json.loads(cli("models", "show", tmp_path / "model", "--json").out)["patch"]["resolution"] == 30
     compared = cli("evaluate", "--compare", tmp_path / "model", "--compare", tmp_path / "model" / "judgement.json")
@@ -101,6 +111,7 @@ def test_bad_arguments_end_in_one_line_and_exit_code_2(
         ({"fusion": {"enabled": True, "auxiliary": ["gain"]}}, "has no gain"),
         ({"architecture": {"backbone": {"name": "resnet19"}}}, "unknown backbone 'resnet19'; did you mean"),
         ({"split": {"kind": "blocks", "km": 5000}}, "blocks of 5000 km"),
+        ({"calibration": "auto"}, "4 usable validation events are too few to choose a method by"),
         ({"training": {"stepps": 1}}, "unknown key training.stepps; did you mean 'steps'"),
     ],
 )

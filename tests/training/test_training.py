@@ -29,7 +29,7 @@ from pipeline.training.results import Judgement
 from pipeline.training.train import train_on
 
 SMALL: dict[str, Any] = {
-    "backbone": {"name": "resnet18"},
+    "backbone": {"name": "tu-mobilenetv3_small_050"},
     "neck": {"name": "fpn", "settings": {"pyramid_channels": 32, "segmentation_channels": 32}},
 }
 
@@ -46,7 +46,7 @@ def _config(folder: Path, **changes: Any) -> TrainConfig:
         "threads": 1,
     }
     tree = {
-        "dataset": {"path": "memory"},
+        "dataset": {"path": "memory", "search_leaks": False},
         "architecture": SMALL,
         "patch": {"size": 64, "stride": 48},
         "output": {"package": str(folder / "package"), "name": "small"},
