@@ -137,7 +137,7 @@ class AuxiliaryColumn(_Strict):
     `measure` is how the column was sampled (see `pipeline.config.Auxiliary`); "" = not recorded, so not compared.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,60}$")
     mean: float = Field(allow_inf_nan=False)
     std: float = Field(gt=0, allow_inf_nan=False)
     measure: str = ""

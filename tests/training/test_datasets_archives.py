@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.labels import FOREST_LOSS_DRIVERS
-from pipeline.training.datasets.archive_auxiliary import NCEP, UNITS
+from pipeline.models.card import AuxiliaryColumn
+from pipeline.training.datasets.archive_auxiliary import NCEP, UNITS, climate_column
 from pipeline.training.datasets.base import IGNORE
 from pipeline.training.datasets.camforestnet import CamForestNet, metres_per_degree, to_pixels
 from pipeline.training.datasets.forestnet import ForestNet, burn
@@ -234,7 +235,7 @@ def test_auxiliary_by_hand(archive: Path) -> None:
     latitude, longitude = data.events.loc[0, ["latitude", "longitude"]]
     assert values["street_km"] == pytest.approx(GEOD.inv(longitude, latitude, longitude + 0.01, latitude)[2] / 1000)
     assert values["city_km"] == pytest.approx(GEOD.inv(longitude, latitude, longitude, latitude - 0.1)[2] / 1000)
-    assert [values[f"ncep_{name}"] for name in NCEP] == [100.0 + k for k in range(84)]
+    assert [values[climate_column(name)] for name in NCEP] == [100.0 + k for k in range(84)]
 
 
 def test_every_naming_gives_the_same(archive: Path, tmp_path: Path) -> None:
@@ -344,3 +345,7 @@ def test_the_sample_shape_is_not_symmetric() -> None:
     for turned in (mask[::-1], mask[:, ::-1], mask.T, np.rot90(mask), np.rot90(mask, 2)):
         assert not np.array_equal(mask, turned)
     assert len(HOLE) == 3
+
+
+def test_every_predictor_may_stand_in_a_model_card() -> None:
+    assert [AuxiliaryColumn(name=name, mean=0, std=1).name for name in UNITS] == list(UNITS)

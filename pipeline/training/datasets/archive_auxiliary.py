@@ -55,9 +55,16 @@ NCEP = _ncep_names()
 `ncep.npy` holds 84 numbers without names; that they come in this order is assumed, no text says so. A wrong order
 would swap names of columns, the same way for every event, and change no value.
 """
+
+
+def climate_column(name: str) -> str:
+    """Return the column of a climate predictor: a name that may stand in a model card and a GeoPackage."""
+    return f"ncep_{name.replace('-', '_')}"
+
+
 UNITS: dict[str, str] = {
     **{f"{layer}_{how}": unit for layer, (unit, _, _) in _TERRAIN.items() for how in _STATISTICS},
-    "peat": "0 or 1", "street_km": "km", "city_km": "km", **{f"ncep_{name}": "as stored" for name in NCEP},
+    "peat": "0 or 1", "street_km": "km", "city_km": "km", **{climate_column(name): "as stored" for name in NCEP},
 }  # fmt: skip
 """Every predictor and its unit. Aspect is taken as the paper does, as a plain number and not as an angle."""
 _ELLIPSOID = Geod(ellps="WGS84")
@@ -77,7 +84,7 @@ def read_auxiliary(folder: Path, region: NDArray[np.bool_], place: tuple[float, 
     for layer in _TERRAIN:
         _terrain(found, folder, layer, region)
     for name, values in _climate(found, folder):
-        found.values[f"ncep_{name}"] = values
+        found.values[climate_column(name)] = values
     for what in ("street", "city"):
         found.values[f"{what}_km"] = _distance(_place(found, folder, what), place)
     peat = _json(found, folder / "peat.json")
