@@ -108,7 +108,7 @@ def _check(card: ModelCard, dataset: DriverDataset) -> None:
     missing = [name for name in wanted if name not in given]
     if missing:
         raise InputError(
-            f"model {card.name} wants the auxiliary predictors {', '.join(missing)}; {dataset.name} has none"
+            f"model {card.name} wants the auxiliary predictors {', '.join(missing)}; {dataset.name} lacks them"
         )
 
 

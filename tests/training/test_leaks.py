@@ -129,10 +129,7 @@ def test_too_few_events_are_refused() -> None:
 
 @pytest.mark.real
 def test_the_year_of_the_real_labels_is_warned_about(shared_data: Path) -> None:
-    folder = shared_data / "forestnet-indonesia-labels"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing")
-    events, scheme = read_labels(folder)
+    events, scheme = read_labels(shared_data / "forestnet-indonesia-labels")
     report = find_table_leaks(events, len(scheme), "ForestNet")
     # grassland, logging and secondary forest never before 2012: the interpreters could not have seen them
     assert leaking(report) == {"loss year"}
