@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import cli_training
+from pipeline import cli_product, cli_training
 from pipeline.errors import ClearcauseError, ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(cli_training.app)
+app.add_typer(cli_product.app)
 
 Config = Annotated[Path, typer.Argument(help="configuration file (YAML)", metavar="CONFIG")]
 Options = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ProductError
 from pipeline.models.card import ModelCard
+from pipeline.pictures import ChipPair
 from pipeline.product import record
 from pipeline.product.geopackage import write_geopackage
 from pipeline.product.rasters import confidence_band, drivers_band, write_cog
@@ -38,6 +39,7 @@ class ProductInputs:
         drivers: class codes, tiled uint8 GeoTIFF on the run grid, 255 = no data.
         confidence: percent, same grid, 255 exactly where `drivers` is 255.
         crs: CRS of the stored vectors.
+        chips: pictures before and after the loss of the events shown in the report.
     """
 
     region: str
@@ -53,6 +55,7 @@ class ProductInputs:
     drivers: Path
     confidence: Path
     crs: str = "EPSG:4326"
+    chips: tuple[ChipPair, ...] = ()
 
 
 def write_product(inputs: ProductInputs, folder: Path) -> None:
