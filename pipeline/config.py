@@ -80,13 +80,17 @@ class ImageWindow(Section):
 
 
 class Imagery(Section):
-    """Where scenes come from and which may serve. `max_scenes` counts per WRS path/row and loss year."""
+    """Where scenes come from and which may serve. `max_scenes` counts per WRS path/row and loss year.
+
+    Scenes of the `before_years` years before a loss year serve pictures for people only, never the model; 0 = none.
+    """
 
     source: str
     collections: tuple[str, ...] = ("landsat-c2-l2",)
     window: ImageWindow = ImageWindow()
     max_cloud: float = Field(60.0, ge=0, le=100)
     max_scenes: int = Field(12, ge=1)
+    before_years: int = Field(3, ge=0, le=20)
     cache: Path = Path("cache")
     allow_hosts: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,9 @@ class PlannedBlock:
 class Plan:
     """A frozen run: grid, patch layout, model, scenes (chosen and refused), blocks; `inputs` digests its sources.
 
-    `model` digests what pixels depend on: the card less its region head, which only the merge knows.
+    `model` digests what pixels depend on: the card less its region head, which only the merge knows. `before` names,
+    by loss year, scenes from before the loss, which are in `before_scenes`: pictures are made of them, blocks never
+    see them. `cache` is where files of remote scenes lie.
     """
 
     inputs: str
@@ -74,6 +76,9 @@ class Plan:
     blocks: tuple[PlannedBlock, ...]
     warnings: tuple[str, ...]
     auxiliary: tuple[AuxiliarySource, ...] = ()
+    before: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    before_scenes: dict[str, Scene] = field(default_factory=dict)
+    cache: str = ""
 
     def save(self, folder: Path) -> None:
         """Write the plan to `plan.json` in a folder."""
@@ -95,6 +100,7 @@ class Plan:
             "blocks": len(self.blocks),
             "scenes": len(self.scenes),
             "scenes_refused": len(self.refused),
+            "scenes_before": len(set(self.before_scenes) - set(self.scenes)),
             "patches": patches,
             "megapixels": round(megapixels, 1),
             "bytes": read,
@@ -133,6 +139,8 @@ def read_plan(folder: Path) -> Plan:
         "grid": RunGrid(**tree["grid"]), "layout": PatchLayout(**tree["layout"]), "scenes": scenes, "refused": refused,
         "blocks": blocks, "years": tuple(tree["years"]), "bands": tuple(tree["bands"]),
         "warnings": tuple(tree["warnings"]), "auxiliary": tuple(_auxiliary(a) for a in tree["auxiliary"]),
+        "before": {int(y): tuple(s) for y, s in tree.get("before", {}).items()},
+        "before_scenes": {key: _scene(value) for key, value in tree.get("before_scenes", {}).items()},
     }  # fmt: skip
     return Plan(**{**tree, **rest})
 
@@ -193,8 +201,8 @@ def _count_patches(loss: np.ndarray, block: Block, layout: PatchLayout) -> int:
 def ask_catalog(
     catalog: Catalog, aoi: Geometry, years: Sequence[int], imagery: Imagery
 ) -> tuple[list[Scene], list[Refusal]]:
-    """Ask for all scenes of the whole window of image years, once."""
-    first = date(min(years) + imagery.window.first_year, 1, 1)
+    """Ask for all scenes of the whole window of image years and of the years before the loss, once."""
+    first = date(min(years) + min(imagery.window.first_year, -imagery.before_years), 1, 1)
     last = date(max(years) + imagery.window.last_year, 12, 31)
     found = list(catalog.search(aoi, first, last))
     return [s for s in found if isinstance(s, Scene)], [r for r in found if isinstance(r, Refusal)]
@@ -215,7 +223,7 @@ def choose_scenes(
     """
     chosen: dict[int, list[Scene]] = {year: [] for year in loss}
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    ordered = sorted(scenes, key=lambda s: (101.0 if s.cloud_cover is None else s.cloud_cover, s.datetime, s.id))
+    ordered = sorted(scenes, key=lambda s: (cloudiness(s), s.datetime, s.id))
     for year, area in loss.items():
         taken: Counter[str] = Counter()
         for scene in ordered:
@@ -223,11 +231,16 @@ def choose_scenes(
             if reason:
                 reasons[scene.id][reason] += 1
             else:
-                taken[_wrs(scene)] += 1
+                taken[wrs_place(scene)] += 1
                 chosen[year].append(scene)
     used = {scene.id for group in chosen.values() for scene in group}
     refused = [_refuse(s, reasons[s.id].most_common(1)[0][0]) for s in ordered if s.id not in used and reasons[s.id]]
     return chosen, sorted(refused, key=lambda r: r.scene_id)
+
+
+def cloudiness(scene: Scene) -> float:
+    """Cloud cover for sorting: unknown comes last."""
+    return 101.0 if scene.cloud_cover is None else scene.cloud_cover
 
 
 def _unfit(scene: Scene, year: int, area: Geometry, imagery: Imagery, taken: Counter[str]) -> str | None:
@@ -238,12 +251,12 @@ def _unfit(scene: Scene, year: int, area: Geometry, imagery: Imagery, taken: Cou
         return f"cloud cover {scene.cloud_cover:g} % is above imagery.max_cloud {imagery.max_cloud:g} %"
     if not shapely.intersects(shapely.from_wkt(scene.footprint), area):
         return "outside the area around the loss"
-    if taken[_wrs(scene)] >= imagery.max_scenes:
+    if taken[wrs_place(scene)] >= imagery.max_scenes:
         return f"not needed: imagery.max_scenes {imagery.max_scenes} clearer ones of its path/row were taken"
     return None
 
 
-def _wrs(scene: Scene) -> str:
+def wrs_place(scene: Scene) -> str:
     """The scene's path/row; where the catalog gives none, the degree its centre lies in, which is finer than a row."""
     if scene.path is not None and scene.row is not None:
         return f"{scene.path}/{scene.row}"
@@ -311,9 +324,12 @@ def without_scenes(plan: Plan, refused: Sequence[Refusal]) -> Plan:
         replace(b, scenes={year: tuple(s for s in ids if s not in gone) for year, ids in b.scenes.items()})
         for b in plan.blocks
     )
-    kept = {key: scene for key, scene in plan.scenes.items() if key not in gone}
+    kept, early = (
+        {key: scene for key, scene in group.items() if key not in gone} for group in (plan.scenes, plan.before_scenes)
+    )
+    before = {year: tuple(s for s in ids if s not in gone) for year, ids in plan.before.items()}
     everything = tuple(sorted([*plan.refused, *refused], key=lambda r: r.scene_id))
-    return replace(plan, scenes=kept, refused=everything, blocks=blocks)
+    return replace(plan, scenes=kept, refused=everything, blocks=blocks, before=before, before_scenes=early)
 
 
 def fingerprint(value: object) -> str:

@@ -15,6 +15,7 @@ import shapely
 
 from pipeline import plan as planning
 from pipeline.artifacts import code_digest, digest, file_sha256, replace_folder, stamp, write_json
+from pipeline.before import choose_before
 from pipeline.blocks import BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
 from pipeline.config import RunConfig
@@ -23,6 +24,7 @@ from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.ledger import Ledger, drive
 from pipeline.models.card import ModelCard
+from pipeline.pictures import BEFORE_ONLY, picture_bands
 from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan
 from pipeline.request import Outcome, Request
 
@@ -43,15 +45,24 @@ def plan_run(request: Request) -> Plan:
     card = _checked_model(config)
     inputs = planning.fingerprint(_inputs(config, card))
     frozen = work / PLAN_FILE
-    if frozen.is_file() and not request.replan:
-        plan = planning.read_plan(work)
-        if plan.inputs == inputs:
-            return plan
+    # a plan of other inputs may be of another version of this program: only its digest is read
+    if frozen.is_file() and not request.replan and json.loads(frozen.read_bytes()).get("inputs") == inputs:
+        return _with_cache(planning.read_plan(work), config)
     work.mkdir(parents=True, exist_ok=True)
     frozen.unlink(missing_ok=True)
     plan = _make_plan(config, card, inputs)
     plan.save(work)
     return plan
+
+
+def _with_cache(plan: Plan, config: RunConfig) -> Plan:
+    """The frozen plan with the place of the cache, which may have moved and changes nothing else."""
+    cache = str(config.imagery.cache)
+    if plan.cache == cache:
+        return plan
+    moved = dataclasses.replace(plan, cache=cache)
+    moved.save(config.work)
+    return moved
 
 
 def _checked_model(config: RunConfig) -> ModelCard:
@@ -118,9 +129,15 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     blocks = planning.find_blocks(events, grid, labels, layout)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path())
     scenes, refused = planning.ask_catalog(catalog, aoi, config.loss.years, config.imagery)
-    fit, unfit = _check_scenes(scenes, card)
+    # scenes from before the model's window must not change what is said about those inside it
+    start = min(config.loss.years) + config.imagery.window.first_year
+    fit, unfit = _check_scenes([s for s in scenes if s.datetime.year >= start], card)
+    early = [s for s in scenes if s.datetime.year < start]
     areas = planning.loss_areas(events, grid, layout)
-    chosen, left = planning.choose_scenes(fit, areas, config.imagery)
+    chosen, left = planning.choose_scenes([*fit, *early], areas, config.imagery)
+    before = choose_before(scenes, areas, config.imagery, card.bands)
+    pictured = {s.id: s for group in before.values() for s in group}
+    left = [refusal for refusal in left if refusal.scene_id not in pictured]
     return Plan(
         inputs=inputs,
         region=config.region.name,
@@ -140,6 +157,9 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         blocks=tuple(planning.plan_block(part, chosen, grid, layout) for part in blocks.values()),
         warnings=(*_warnings(config, card, chosen, burned.pixels), *doubts(sources, predictors, card.region)),
         auxiliary=sources,
+        before={year: tuple(s.id for s in group) for year, group in sorted(before.items())},
+        before_scenes=dict(sorted(pictured.items())),
+        cache=str(config.imagery.cache),
     )
 
 
@@ -209,14 +229,15 @@ def fetch_scenes(request: Request, plan: Plan) -> Plan:
     _check_space(request, plan)
     imagery = request.config.imagery
     sign, refused = signer(imagery.source), []
-    for scene in plan.scenes.values():
+    for key, scene in {**plan.before_scenes, **plan.scenes}.items():
+        bands = plan.bands if key in plan.scenes else picture_bands(plan.bands)
         try:
-            fetch_scene(scene, (*plan.bands, QA_PIXEL), imagery.cache, imagery.allow_hosts, sign)
-            reason = check_scene(localised(scene, imagery.cache), plan.bands)
+            fetch_scene(scene, (*bands, QA_PIXEL), imagery.cache, imagery.allow_hosts, sign)
+            reason = check_scene(localised(scene, imagery.cache), bands)
         except SceneError as error:
             reason = error.reason
         if reason:
-            refused.append(_refused(scene, reason))
+            refused.append(_refused(scene, reason if key in plan.scenes else f"{BEFORE_ONLY}: {reason}"))
     if not refused:
         return plan
     thinner = planning.without_scenes(plan, refused)

@@ -6,19 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.features
 import scipy.ndimage
 import shapely
+import shapely.geometry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from rasterio.transform import from_origin
 
+from pipeline import polygons
 from pipeline.polygons import CodeRaster, collect
 
 TRANSFORM = from_origin(500_015, 90_015, 30, 30)
 
 
-def polygons_of(codes, cuts=(), lookup=None):
+def polygons_of(codes, cuts=(), lookup=None, junctions=False):
     """Polygons of an array, written in windows cut at rows `cuts`."""
     with tempfile.TemporaryDirectory() as folder:
         raster = CodeRaster(Path(folder), "codes", codes.shape, "EPSG:32647", TRANSFORM)
@@ -27,7 +30,7 @@ def polygons_of(codes, cuts=(), lookup=None):
                 raster.write(codes[top:bottom], top, 0)
         if lookup is not None:
             raster.remap(lookup)
-        return raster.polygons()
+        return raster.polygons(junctions)
 
 
 def pixels(mask):
@@ -100,3 +103,53 @@ def test_any_raster_gives_valid_polygons_of_exactly_its_pixels_whatever_the_wind
         assert shape.area == 900 * (array == code).sum()
         assert shapely.symmetric_difference(shape, shapely.union_all(pixels(array == code))).area == 0
         assert len(shape.geoms) == scipy.ndimage.label(array == code)[1]
+
+
+def polygons_of_gdal(codes):
+    """What GDAL's polygonize makes of an array: (code, normalised WKB), sorted."""
+    found = rasterio.features.shapes(codes, codes != 0, connectivity=4, transform=TRANSFORM)
+    return sorted((int(code), shapely.geometry.shape(shape).normalize().wkb) for shape, code in found)
+
+
+tables = arrays.arrays(
+    np.int32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 1, 2, 70_000])
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables)
+def test_any_raster_gives_the_polygons_of_gdal(array):
+    codes, shapes = polygons_of(array)
+    ours = [(int(code), shape.normalize().wkb) for code, shape in zip(codes, shapes, strict=True)]
+    assert sorted(ours) == polygons_of_gdal(array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables)
+def test_with_junctions_neighbours_share_every_vertex_and_nothing_else_changes(array):
+    codes, shapes = polygons_of(array)
+    again, shared = polygons_of(array, junctions=True)
+    assert again.tolist() == codes.tolist()
+    assert shapely.equals(shapes, shared).all()
+    assert shapely.coverage_is_valid(shared)
+    assert shapely.coverage_is_valid(shapely.transform(shared, lambda xy: xy + 1e-3 * np.sin(xy)))
+
+
+def test_polygons_do_not_depend_on_strips_or_chunks(monkeypatch):
+    rng = np.random.default_rng(3)
+    array = rng.integers(0, 4, (700, 90)).astype(np.int32)
+    whole = polygons_of(array)
+    assert sorted((int(c), g.normalize().wkb) for c, g in zip(*whole, strict=True)) == polygons_of_gdal(array)
+    monkeypatch.setattr(polygons, "_STRIP", 1)
+    monkeypatch.setattr(polygons, "_CHUNK", 7)
+    parts = polygons_of(array)
+    assert parts[0].tolist() == whole[0].tolist()
+    assert shapely.to_wkb(parts[1]).tolist() == shapely.to_wkb(whole[1]).tolist()
+
+
+def test_a_spiral_that_meets_itself_at_corners_is_one_valid_polygon_with_holes():
+    array = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1]], np.int32)
+    _, (big, small) = polygons_of(array)
+    assert (big.is_valid, big.area, [shapely.Polygon(r).area for r in big.interiors]) == (True, 9 * 900, [900])
+    assert (small.is_valid, small.area) == (True, 3 * 900)
+    assert shapely.is_ccw(shapely.get_exterior_ring(big))

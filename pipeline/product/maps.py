@@ -1,4 +1,7 @@
-"""A static map of a product as one inline SVG: events as a small picture, unit borders as paths over it."""
+"""A static map of a product as one inline SVG: events as a small picture, unit borders as paths over it.
+
+It is what the report prints, and what it shows where scripts are off.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _KILOMETRES_PER_DEGREE = 111.32
 
 @dataclass(frozen=True)
 class Frame:
-    """Extent in degrees and size in pixels of a map drawn with the right proportions at its middle latitude."""
+    """Extent in degrees and size in pixels of a map drawn with the right proportions at its middle latitude.
+
+    `east` passes 180 where the region lies across the antimeridian.
+    """
 
     west: float
     south: float
@@ -48,12 +54,15 @@ class Frame:
 
 def frame_of(*layers: gpd.GeoDataFrame) -> Frame | None:
     """Return the frame of the first layers that hold anything (EPSG:4326), with a margin; None where nothing does."""
-    boxes = [layer.geometry.dropna().total_bounds for layer in layers]
-    boxes = [box for box in boxes if np.isfinite(box).all()]
-    if not boxes:
+    shapes = np.concatenate([shapely.get_parts(np.asarray(layer.geometry.array)) for layer in layers])
+    boxes = shapely.bounds(shapes)
+    boxes = boxes[np.isfinite(boxes).all(axis=1)]
+    if not len(boxes):
         return None
-    west, south = np.min([box[:2] for box in boxes], axis=0)
-    east, north = np.max([box[2:] for box in boxes], axis=0)
+    if boxes[:, 2].max() - boxes[:, 0].min() > 180:
+        boxes[boxes[:, 0] < 0] += (360, 0, 360, 0)
+    west, south = boxes[:, :2].min(axis=0).tolist()
+    east, north = boxes[:, 2:].max(axis=0).tolist()
     margin = max(east - west, north - south, 1e-3) * 0.03
     west, south, east, north = west - margin, south - margin, east + margin, north + margin
     aspect = (east - west) * max(float(np.cos(np.radians((south + north) / 2))), 0.05) / (north - south)
@@ -69,7 +78,8 @@ def picture(events: gpd.GeoDataFrame, categories: tuple[Category, ...], frame: F
     canvas = np.zeros((frame.height, frame.width), np.uint8)
     codes = event_codes(events, categories)
     order = np.argsort(-events["area_ha"].to_numpy(float), kind="stable")
-    shapes = [(g, int(c)) for g, c in zip(events.geometry.array[order], codes[order], strict=True) if c and g]
+    geometry = along(np.asarray(events.geometry.array), frame)[order]
+    shapes = [(g, int(c)) for g, c in zip(geometry, codes[order], strict=True) if c and g]
     if shapes:
         rasterize(shapes, out=canvas, transform=frame.transform, all_touched=True)
     hatched = [k for k, category in enumerate(categories, 1) if category.pattern == "hatch"]
@@ -91,21 +101,39 @@ def event_codes(events: gpd.GeoDataFrame, categories: tuple[Category, ...]) -> n
 
 def borders(layer: gpd.GeoDataFrame, frame: Frame) -> str:
     """Return SVG path data of the borders, simplified to about half a pixel; rings below a pixel are left out."""
-    shapes = np.asarray(layer.geometry.dropna().array)
-    rings = shapely.get_rings(shapes)
-    rings = shapely.transform(rings, lambda points: _pixels(points, frame))
-    rings = shapely.simplify(rings, 0.5, preserve_topology=False)
-    box = shapely.bounds(rings)
-    big = rings[np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]) >= 1] if len(rings) else rings
+    lines, _ = rings(along(np.asarray(layer.geometry.dropna().array), frame))
+    lines = shapely.transform(lines, lambda points: _pixels(points, frame))
+    lines = shapely.simplify(lines, 0.5, preserve_topology=False)
+    box = shapely.bounds(lines)
+    big = lines[np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]) >= 1] if len(lines) else lines
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in shapely.get_coordinates(ring)) + "Z" for ring in big)
 
 
 def labels(units: gpd.GeoDataFrame, frame: Frame) -> list[tuple[float, float, str]]:
     """Return (x, y, name) of the units with most loss, at a point inside each."""
     known = units[units.geometry.notna()].nlargest(_MOST_LABELS, "loss_ha")
-    points = shapely.point_on_surface(np.asarray(known.geometry.array))
-    places = _pixels(shapely.get_coordinates(points), frame)
+    places = _pixels(inside(known, frame), frame)
     return [(round(x, 1), round(y, 1), str(name)) for (x, y), name in zip(places, known["unit_name"], strict=True)]
+
+
+def inside(layer: gpd.GeoDataFrame, frame: Frame) -> np.ndarray:
+    """Return one point [n, 2] in degrees inside each polygon; NaN where there is none."""
+    points = shapely.point_on_surface(along(np.asarray(layer.geometry.array), frame))
+    return np.column_stack([shapely.get_x(points), shapely.get_y(points)])
+
+
+def rings(shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rings of polygons of one or several parts, outer and inner, and the row of `shapes` each is of."""
+    parts, shape = shapely.get_parts(shapes, return_index=True)
+    lines, part = shapely.get_rings(parts, return_index=True)
+    return lines, shape[part]
+
+
+def along(shapes: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return shapes (degrees) with longitudes that run on past 180 where the frame does."""
+    if frame.east <= 180:
+        return shapes
+    return np.asarray(shapely.transform(shapes, lambda p: p + np.column_stack([360 * (p[:, 0] < 0), 0 * p[:, 0]])))
 
 
 def _pixels(points: np.ndarray, frame: Frame) -> np.ndarray:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from pipeline.training.datasets.base import DriverDataset
 
 FLAT_SHARE = 0.2
-"""Share of a zone's pixels of exactly one value from which the value counts as painted. Real surfaces vary: of 8-bit
-imagery some 5 to 10 % share a value."""
-FLAT_PIXELS = 5
+"""Share of a zone's pixels of exactly one value from which the value may be painted."""
+STANDS_OUT, FEW, LEVEL = 4, 4, 1 / 255
+"""A painted value stands out from its neighbours: it is STANDS_OUT times as common as all values within 1.5 of a LEVEL
+(one step of 8-bit imagery) and FEW pixels more. In 8-bit imagery a fifth and more of a dark, even surface share one
+value, but the values beside it are common too: forest, water and haze are no paint."""
 NO_BUSINESS = 0.10
 NEARLY_THE_LABEL = 0.50
 OUTLINE = ("pixels", "height", "width", "perimeter", "fill", "top", "left")
@@ -73,8 +75,8 @@ def image_suspects(dataset: DriverDataset) -> list[Suspect]:
 def painted(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return float64 [2 * bands] of pixels [bands, n]: the value that is painted, NaN if none; the share it has.
 
-    Painted is what FLAT_SHARE of the pixels, and FLAT_PIXELS at least, have exactly. The share is 0 where nothing is
-    painted, so that natural differences in texture are no evidence.
+    Painted is what FLAT_SHARE of the pixels have exactly and what stands out from the values beside it (STANDS_OUT).
+    The share is 0 where nothing is painted, so that natural differences in texture are no evidence.
     """
     values, shares = np.full(len(pixels), np.nan), np.zeros(len(pixels))
     for band, own in enumerate(pixels):
@@ -83,7 +85,8 @@ def painted(pixels: NDArray[np.float32]) -> NDArray[np.float64]:
             continue
         found, counts = np.unique(seen, return_counts=True)
         most = int(counts.argmax())
-        if counts[most] >= max(FLAT_PIXELS, FLAT_SHARE * seen.size):
+        near = int(counts[np.abs(found - found[most]) < 1.5 * LEVEL].sum()) - int(counts[most])
+        if counts[most] >= max(FLAT_SHARE * seen.size, STANDS_OUT * (near + FEW)):
             values[band], shares[band] = found[most], counts[most] / seen.size
     return np.concatenate([values, shares])
 

@@ -110,13 +110,21 @@ def test_skill_by_its_ends() -> None:
 
 
 def test_painted_by_hand() -> None:
-    natural = np.linspace(0, 1, 50)
-    stamped = np.where(np.arange(50) < 10, 0.5, natural)
+    natural = np.linspace(0, 1, 100)
+    stamped = np.where(np.arange(100) < 30, 0.5, natural)
     found = painted(np.stack([natural, stamped]).astype(np.float32))
     assert np.isnan(found[0])
-    assert found[1:].tolist() == pytest.approx([0.5, 0, 0.2])
-    # four pixels of one value in a small event are no paint
-    assert np.isnan(painted(np.full((1, 4), 0.5, np.float32))[0])
+    assert found[1:].tolist() == pytest.approx([0.5, 0, 0.3])
+    # a few pixels of one value in a small event are no paint
+    assert np.isnan(painted(np.full((1, 15), 0.5, np.float32))[0])
+    assert painted(np.full((1, 16), 0.5, np.float32))[0] == 0.5
+
+
+@pytest.mark.parametrize("spread", [0.7, 1.5, 4.0])
+def test_an_even_dark_surface_of_eight_bits_is_no_paint(spread: float) -> None:
+    random = np.random.default_rng(0)
+    levels = np.round(random.normal(12, spread, (1, 2000))) / 255
+    assert np.isnan(painted(levels.astype(np.float32))[0])
 
 
 def test_too_few_events_are_refused() -> None:
