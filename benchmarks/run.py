@@ -19,14 +19,15 @@ from pipeline.request import Request
 from pipeline.simulate import ProvinceParams
 
 
-def measure(out: Path, size: int, share: float, workers: int) -> dict[str, object]:
+def measure(out: Path, size: int, share: float, workers: int, block: int | None = None) -> dict[str, object]:
     """Run one province from its scenes to its product and return the figures."""
     params = ProvinceParams(size=size, seed=7, loss_share=share, dates=3)
     province = write_province(out / f"province-{size}-{share}", params)
     product = out / f"product-{size}-{share}"
     for folder in (product, product.with_name(product.name + ".work")):
         shutil.rmtree(folder, ignore_errors=True)
-    config = province_config(ROOT / "configs" / "demo.yaml", province, product, f"compute.workers={workers}")
+    overrides = [f"compute.workers={workers}", *([f"grid.block={block}"] if block else [])]
+    config = province_config(ROOT / "configs" / "demo.yaml", province, product, *overrides)
     started = time.perf_counter()
     outcome = run_region(Request(config, pool=open_pool))
     wall = time.perf_counter() - started
@@ -36,6 +37,8 @@ def measure(out: Path, size: int, share: float, workers: int) -> dict[str, objec
         "size": size,
         "loss_share": share,
         "workers": workers,
+        "block": config.grid.block,
+        "blocks": outcome.counts["blocks"],
         "patches": outcome.counts["patches"],
         "model_mpx": round(megapixels, 1),
         "scene_mpx": round(size**2 / 1e6, 1),
@@ -54,10 +57,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[2000])
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.30])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--block", type=int, help="pixels a side of a block; default that of the demo")
     args = parser.parse_args()
     for size in args.size:
         for share in args.share:
-            print(json.dumps(measure(args.out, size, share, args.workers)), flush=True)
+            print(json.dumps(measure(args.out, size, share, args.workers, args.block)), flush=True)
 
 
 if __name__ == "__main__":
