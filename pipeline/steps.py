@@ -87,7 +87,8 @@ def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
     tree = config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})
     files = [Path(config.loss.source), *([config.region.aoi] if isinstance(config.region.aoi, Path) else [])]
     files += [unit.path for unit in config.region.units] + [overlay.path for overlay in config.overlays]
-    files += [item.path for item in config.auxiliary]
+    files += [overlay.covers for overlay in config.overlays if isinstance(overlay.covers, Path)]
+    files += [item.path for item in config.auxiliary] + ([config.reference.path] if config.reference else [])
     source = Path(config.imagery.source)
     if source.is_dir():
         files += sorted(path for path in source.rglob("*") if path.is_file())
@@ -188,8 +189,9 @@ def _check_scenes(scenes: list[Scene], card: ModelCard) -> tuple[list[Scene], li
 def _warnings(config: RunConfig, card: ModelCard, chosen: dict[int, list[Scene]], pixels: Any) -> list[str]:
     """What a reader of the product must know about how it was made."""
     from pipeline.auxiliary import match_columns
+    from pipeline.overlays import check_overlays
 
-    out = match_columns(card.region, config.auxiliary, card.name)
+    out = match_columns(card.region, config.auxiliary, card.name) + check_overlays(config.overlays)
     used = {scene.id: scene for group in chosen.values() for scene in group}.values()
     if abs(config.grid.resolution / card.patch.resolution - 1) > 0.1:
         out.append(f"grid.resolution {config.grid.resolution:g} differs from the model's {card.patch.resolution:g}")
@@ -224,15 +226,16 @@ def fetch_scenes(request: Request, plan: Plan) -> Plan:
         OutputError: too little free space.
     """
     from pipeline.catalog.check import check_scene
-    from pipeline.catalog.fetch import fetch_scene, localised, signer
+    from pipeline.catalog.fetch import Fetcher, localised
+    from pipeline.catalog.signing import signer
 
     _check_space(request, plan)
     imagery = request.config.imagery
-    sign, refused = signer(imagery.source), []
+    fetcher, refused = Fetcher(imagery.cache, imagery.allow_hosts, signer(imagery.source)), []
     for key, scene in {**plan.before_scenes, **plan.scenes}.items():
         bands = plan.bands if key in plan.scenes else picture_bands(plan.bands)
         try:
-            fetch_scene(scene, (*bands, QA_PIXEL), imagery.cache, imagery.allow_hosts, sign)
+            fetcher.scene(scene, (*bands, QA_PIXEL))
             reason = check_scene(localised(scene, imagery.cache), bands)
         except SceneError as error:
             reason = error.reason

@@ -1,43 +1,156 @@
-"""Remote band files to local ones: whole assets in a cache, complete or absent, shared by concurrent runs.
-
-Plain http(s) only, signed by Planetary Computer's SAS tokens where the source is theirs. The archive's own checksums,
-object stores and windowed reads are not used yet. An address is judged after every redirect: a catalog must not make
-this machine read from its own network unless the configuration allows the host.
-"""
+"""Remote band files to local ones: whole assets in a cache, verified or absent, shared by concurrent runs."""
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import os
-import socket
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
-import requests
-from filelock import FileLock
-from requests.adapters import HTTPAdapter
-from urllib3 import Retry
-
+from pipeline.artifacts import write_json
+from pipeline.catalog import cache as store
+from pipeline.catalog.cache import CachedFile, cached_path
 from pipeline.catalog.check import REMOTE
+from pipeline.catalog.faults import Expired, FetchFault, FetchPolicy, Permanent, Transient, persist
+from pipeline.catalog.readers import Body, HttpReader, Reader, S3Reader
 from pipeline.catalog.scene import Asset, Scene
+from pipeline.catalog.verify import Digest, confirm, of_file, of_multihash
 from pipeline.errors import SceneError
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MAX_BYTES = 2_000_000_000
-_MAX_HOPS = 5
-_CHUNK = 1 << 20
-Sign = Callable[[str], str]
+Sign = Callable[[str, bool], str]
+"""Address to signed address, at the moment it is read; True asks for a new signature."""
 
 
-def cached_path(href: str, cache: Path) -> Path:
-    """Where an asset lies on this machine: itself if it is local, else a name in the cache that no href can choose."""
-    if not href.lower().startswith(REMOTE):
-        return Path(href)
-    name = hashlib.sha256(href.encode()).hexdigest()
-    return cache / name[:2] / f"{name}.tif"
+def unsigned(href: str, anew: bool = False) -> str:
+    """Sign nothing."""
+    del anew
+    return href
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """How files come: where they are cached, which private hosts are allowed, how hrefs are signed, the limits.
+
+    `requester_pays` agrees to pay for S3 buckets whose readers pay.
+    """
+
+    cache: Path
+    allow_hosts: tuple[str, ...] = ()
+    sign: Sign = unsigned
+    requester_pays: bool = False
+    policy: FetchPolicy = field(default_factory=FetchPolicy)
+    _readers: dict[str, Reader] = field(default_factory=dict, repr=False)
+
+    def scene(self, scene: Scene, bands: tuple[str, ...]) -> dict[str, CachedFile]:
+        """Bring the wanted assets of a scene into the cache: band -> record, for remote ones.
+
+        Raises:
+            SceneError: an asset cannot be had whole; nothing half-written is served.
+        """
+        found = {}
+        for band in bands:
+            asset = scene.assets.get(band)
+            if asset is not None and asset.href.lower().startswith(REMOTE):
+                try:
+                    found[band] = self.asset(asset)
+                except FetchFault as fault:
+                    raise SceneError(scene.id, f"{asset.href.rsplit('/', 1)[-1]}: {fault.reason}") from None
+                except OSError as error:
+                    raise SceneError(
+                        scene.id, f"{asset.href.rsplit('/', 1)[-1]}: imagery.cache cannot be written ({error.strerror})"
+                    ) from error
+        return found
+
+    def asset(self, asset: Asset) -> CachedFile:
+        """Return the record of one asset, fetched where it is not in the cache, or not whole; raises FetchFault."""
+        with store.claimed(asset.href, self.cache) as path:
+            known = store.find(asset.href, self.cache)
+            if known is not None:
+                return known
+            part = path.with_suffix(".part")
+            for last in (False, True):
+                try:
+                    version, told = persist(lambda: self._attempt(asset.href, part), self.policy)
+                    how = persist(lambda told=told: self._confirm(asset, part, told), self.policy)  # type: ignore[misc]
+                except ValueError as error:
+                    _drop(part)
+                    # the fault may have been the way, not the file: once more from its first byte
+                    if last:
+                        raise Permanent(str(error)) from None
+                    continue
+                record = CachedFile(asset.href, part.stat().st_size, of_file(part), how, version)
+                store.commit(part, record, self.cache)
+                _drop(part)
+                return record
+        raise AssertionError("unreachable")
+
+    def _attempt(self, href: str, part: Path) -> tuple[str | None, Digest | None]:
+        """Download once, going on from what an earlier attempt left: (version, digest the server told).
+
+        Raises ValueError where what came is no TIFF: a page of an intermediary, for which one more try is worth while.
+        """
+        try:
+            return self._download(href, self.sign(href, False), part)
+        except Expired:
+            try:
+                return self._download(href, self.sign(href, True), part)
+            except Expired as fault:
+                raise Permanent(fault.reason) from None
+
+    def _download(self, href: str, signed: str, part: Path) -> tuple[str | None, Digest | None]:
+        start, version = _left(part)
+        with self._reader(href).open(signed, start, version) as body:
+            if body.total is not None and body.total > self.policy.most_bytes:
+                raise Permanent(f"larger than {self.policy.most_bytes} bytes")
+            size = self._write(body, part)
+        if size == 0:
+            raise ValueError("what the server sends is no TIFF but nothing at all")
+        if body.total is not None and size != body.total:
+            raise Transient(f"cut off: {size} of {body.total} bytes came")
+        return body.version, body.digest
+
+    def _write(self, body: Body, part: Path) -> int:
+        """Append to the part, or begin it anew; returns its size."""
+        size = body.start
+        if not size:
+            _drop(part)
+            if body.version:
+                write_json(_note(part), {"version": body.version})
+        with part.open("ab") as stream:
+            stream.truncate(size)
+            head = b"" if size == 0 else _TIFF_MAGIC[0]
+            for chunk in body.chunks:
+                # a first piece may be a single byte
+                head = head + chunk[: 4 - len(head)] if len(head) < 4 else head
+                if not any(magic.startswith(head) for magic in _TIFF_MAGIC):
+                    raise ValueError("what the server sends is no TIFF")
+                size += len(chunk)
+                if size > self.policy.most_bytes:
+                    raise Permanent(f"larger than {self.policy.most_bytes} bytes")
+                stream.write(chunk)
+        return size
+
+    def _confirm(self, asset: Asset, part: Path, told: Digest | None) -> str:
+        def again(first: int, end: int, size: int) -> bytes:
+            reader = self._reader(asset.href)
+            try:
+                return reader.part(self.sign(asset.href, False), first, end, size)
+            except Expired:
+                return reader.part(self.sign(asset.href, True), first, end, size)
+
+        return confirm(part, of_multihash(asset.checksum) or told, again)
+
+    def _reader(self, href: str) -> Reader:
+        kind = "s3" if href.lower().startswith("s3://") else "http"
+        if kind not in self._readers:
+            self._readers[kind] = (
+                S3Reader(self.policy, self.requester_pays)
+                if kind == "s3"
+                else HttpReader(self.policy, self.allow_hosts)
+            )
+        return self._readers[kind]
 
 
 def localised(scene: Scene, cache: Path) -> Scene:
@@ -46,118 +159,20 @@ def localised(scene: Scene, cache: Path) -> Scene:
     return replace(scene, assets=assets)
 
 
-def fetch_scene(scene: Scene, bands: tuple[str, ...], cache: Path, allow_hosts: tuple[str, ...], sign: Sign) -> int:
-    """Bring the wanted assets of a scene into the cache; returns the number of bytes that came over the network.
-
-    Raises:
-        SceneError: an asset cannot be had whole; nothing half-written stays.
-    """
-    return sum(_fetch(scene, scene.assets[band], cache, allow_hosts, sign) for band in bands if band in scene.assets)
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
 
 
-def signer(source: str) -> Sign:
-    """How hrefs of a source are signed, at the moment they are read."""
-    if source != "planetary-computer":
-        return str
-    import planetary_computer
-
-    return lambda href: str(planetary_computer.sign(href))
-
-
-def _fetch(scene: Scene, asset: Asset, cache: Path, allow_hosts: tuple[str, ...], sign: Sign) -> int:
-    path = cached_path(asset.href, cache)
-    name = asset.href.rsplit("/", 1)[-1]
-    if path.is_file() or not asset.href.lower().startswith(REMOTE):
-        return 0
-    if asset.href.lower().startswith("s3://"):
-        raise SceneError(scene.id, f"{name}: reading from s3:// is not there yet; use a source that serves https")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with FileLock(path.with_suffix(".lock")):
-        if path.is_file():
-            return 0
-        try:
-            size = _download(sign(asset.href), part, allow_hosts)
-            part.replace(path)
-        except (requests.RequestException, ValueError, OSError) as error:
-            raise SceneError(scene.id, f"{name}: {_told(error)}") from None
-        finally:
-            part.unlink(missing_ok=True)
-    return size
-
-
-def _told(error: Exception) -> str:
-    """The error in words, without an address: a signed one would carry a token into logs and products."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.RequestException):
-        return f"cannot be fetched ({type(error).__name__})"
-    return str(error)
-
-
-def _download(url: str, part: Path, allow_hosts: tuple[str, ...]) -> int:
-    """Stream one file to `part`; raises ValueError for what is no whole TIFF or leads where it must not."""
-    with _session() as session:
-        response = _follow(session, url, allow_hosts)
-        with response:
-            response.raise_for_status()
-            declared = response.headers.get("Content-Length")
-            size = 0
-            with part.open("wb") as stream:
-                for chunk in response.iter_content(_CHUNK):
-                    if size == 0 and not chunk.startswith(_TIFF_MAGIC):
-                        raise ValueError("what the server sends is no TIFF")
-                    size += len(chunk)
-                    if size > _MAX_BYTES:
-                        raise ValueError(f"larger than {_MAX_BYTES} bytes")
-                    stream.write(chunk)
-                stream.flush()
-                os.fsync(stream.fileno())
-    if size == 0:
-        raise ValueError("what the server sends is no TIFF but nothing at all")
-    if declared is not None and int(declared) != size:
-        raise ValueError(f"cut off: {size} of {declared} bytes came")
-    return size
-
-
-def _session() -> requests.Session:
-    retry = Retry(
-        total=5,
-        backoff_factor=0.5,
-        backoff_jitter=0.5,
-        status_forcelist=(408, 425, 429, 500, 502, 503, 504),
-        respect_retry_after_header=True,
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session
-
-
-def _follow(session: requests.Session, url: str, allow_hosts: tuple[str, ...]) -> requests.Response:
-    for _ in range(_MAX_HOPS):
-        _check_host(url, allow_hosts)
-        headers = {"Accept-Encoding": "identity"}
-        response = session.get(url, stream=True, timeout=(10, 60), allow_redirects=False, headers=headers)
-        if not response.is_redirect:
-            return response
-        url = urljoin(url, response.headers["Location"])
-        response.close()
-    raise ValueError(f"redirected more than {_MAX_HOPS} times")
-
-
-def _check_host(url: str, allow_hosts: tuple[str, ...]) -> None:
-    """Refuse hosts that resolve to loopback, private or link-local addresses, unless the configuration names them."""
-    parts = urlsplit(url)
-    host = parts.hostname
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError("redirected to something that is no http(s) address")
-    if host in allow_hosts:
-        return
+def _left(part: Path) -> tuple[int, str | None]:
+    """Bytes that an earlier attempt left and their version; without a version they cannot be gone on from."""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, parts.port or 443, proto=socket.IPPROTO_TCP)}
-    except OSError as error:
-        raise ValueError(f"host {host} is not known ({error.strerror})") from error
-    if not all(ipaddress.ip_address(address).is_global for address in found):
-        raise ValueError(f"host {host} is on this machine's own network; name it in imagery.allow_hosts to allow it")
+        version = json.loads(_note(part).read_text(encoding="utf-8"))["version"]
+        return part.stat().st_size, str(version)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, None
+
+
+def _drop(part: Path) -> None:
+    for path in (part, _note(part)):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from pipeline.catalog.scene import BANDS, QA_PIXEL, Asset, Refusal, Scene
 from pipeline.errors import SceneError
 
 _ALIASES = {"nir": "nir08", "swir1": "swir16", "swir2": "swir22"} | {name: name for name in BANDS}
+_CHECKSUM = re.compile(r"[0-9A-Fa-f]{8,200}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FILE = re.compile(r"(?:.*_)?SR_B([1-7])(?:\.TIFF?)?", re.IGNORECASE)
 _QA = re.compile(r"(?:.*_)?QA_PIXEL(?:\.TIFF?)?", re.IGNORECASE)
@@ -124,9 +125,11 @@ def _asset(band: str, asset: Json, resolve: Resolve) -> Asset:
         if not (isinstance(other, str) and other.lower().startswith("s3://")):
             raise
         href = resolve(other)
+    checksum = asset.get("file:checksum")
+    checksum = checksum if isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum) else None
     raster = _dict(next(iter(_list(asset.get("raster:bands")) or _list(asset.get("bands"))), None))
     if band == QA_PIXEL:
-        return Asset(href, scale=1.0, offset=0.0, nodata=1.0)
+        return Asset(href, scale=1.0, offset=0.0, nodata=1.0, checksum=checksum)
     given = [raster.get(key, raster.get(f"raster:{key}", asset.get(f"raster:{key}"))) for key in ("scale", "offset")]
     # where an item says neither, the scaling of Collection 2; where it says one, STAC's default for the other
     scale, offset = (Asset.scale, Asset.offset) if given == [None, None] else (given[0] or 1.0, given[1] or 0.0)
@@ -134,7 +137,7 @@ def _asset(band: str, asset: Json, resolve: Resolve) -> Asset:
     if scale is None or offset is None or scale <= 0:
         raise ValueError("its scale and offset are no numbers")
     nodata = finite(raster.get("nodata", asset.get("nodata")))
-    return Asset(href, scale, offset, 0.0 if nodata is None else nodata)
+    return Asset(href, scale, offset, 0.0 if nodata is None else nodata, checksum)
 
 
 def _number(properties: Json, name: ProductName | None) -> int | None:

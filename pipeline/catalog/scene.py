@@ -16,12 +16,16 @@ QA_PIXEL = "qa_pixel"
 
 @dataclass(frozen=True)
 class Asset:
-    """One band file: `href` (path or URL, never signed), and reflectance = DN * scale + offset, `nodata` in DN."""
+    """One band file: `href` (path or URL, never signed), and reflectance = DN * scale + offset, `nodata` in DN.
+
+    `checksum` is STAC's `file:checksum` (a hexadecimal multihash) where the catalog tells it.
+    """
 
     href: str
     scale: float = 0.0000275
     offset: float = -0.2
     nodata: float | None = 0.0
+    checksum: str | None = None
 
 
 @dataclass(frozen=True)
