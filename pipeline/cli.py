@@ -243,6 +243,33 @@ def plan(
 
 
 @app.command()
+def fetch(
+    config: Config,
+    year: Annotated[list[int] | None, typer.Option(help="loss year instead of loss.years; may be repeated")] = None,
+    json_: Json = False,
+    option: Options = None,
+) -> None:
+    """Fill imagery.cache ahead of a run: plan, fetch every file of the plan, verify it. A run then needs no network."""
+    from pipeline import steps
+    from pipeline.artifacts import run_lock
+    from pipeline.request import Request
+
+    parsed = _load(config, option, year=year)
+    steps.check_output(parsed)
+    with run_lock(parsed.work), _log_file(parsed.work):
+        request = Request(parsed)
+        made = steps.plan_run(request)
+        kept = steps.fetch_scenes(request, made)
+    lost = sorted({r.scene_id: r.reason for r in kept.refused if r not in made.refused}.items())
+    if json_:
+        print(json.dumps({"scenes": len(kept.scenes), "lost": dict(lost), "cache": str(parsed.imagery.cache)}))
+        return
+    print(f"{len(kept.scenes)} scenes at hand, {len(lost)} could not be had; cache: {parsed.imagery.cache}")
+    for scene, reason in lost:
+        print(f"lost {scene}: {reason}")
+
+
+@app.command()
 def inspect(
     product: Annotated[Path, typer.Argument(help="folder of a product", metavar="PRODUCT")], json_: Json = False
 ) -> None:

@@ -73,10 +73,6 @@ def read_loss(source: str, aoi: Geometry, params: LossParams, scratch: Path) -> 
         LossError: when the source has no CRS, does not meet the region or does not cover the years.
         ConfigError: when it cannot be found or read.
     """
-    if source == "gfc":
-        raise ConfigError(
-            "loss.source gfc: fetching Hansen tiles is not there yet; download the tile and name the file"
-        )
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"loss.source {path}: no such file")

@@ -254,13 +254,16 @@ def test_the_least_recently_used_file_goes_first_and_pinned_ones_stay(tmp_path: 
         for k, href in enumerate(hrefs):
             fetcher(cache).scene(scene_at(href), ("red",))
             os.utime(cached_path(href, cache).with_suffix(".json"), (1000 + k, 1000 + k))
-    with store.pinned(hrefs[:1], cache):
-        assert store.evict(cache, sizes["a.tif"] + sizes["c.tif"]) == sizes["b.tif"]
-        assert store.find(hrefs[0], cache)
-        assert store.find(hrefs[1], cache) is None
+    store.hold(hrefs[:1], cache)
+    assert store.evict(cache, sizes["a.tif"] + sizes["c.tif"]) == sizes["b.tif"]
+    assert store.find(hrefs[0], cache)
+    assert store.find(hrefs[1], cache) is None
+    assert list((cache / "pins").glob("*.json"))
+    store.release()
     # nobody holds it any more, and a use has made the first one the newest
     assert store.evict(cache, sizes["a.tif"]) == sizes["c.tif"]
     assert store.find(hrefs[0], cache)
+    assert not list((cache / "pins").glob("*.json"))
 
 
 _CHILD = """

@@ -240,8 +240,6 @@ def test_a_damaged_raster_is_named(tmp_path):
 def test_a_source_that_is_not_there():
     with pytest.raises(ConfigError, match=r"loss\.source /nowhere/loss\.tif: no such file"):
         read_loss("/nowhere/loss.tif", WHOLE, ALL, Path())
-    with pytest.raises(ConfigError, match=r"loss\.source gfc"):
-        read_loss("gfc", WHOLE, ALL, Path())
 
 
 def test_nothing_is_left_in_the_scratch_folder(tmp_path):

@@ -24,7 +24,6 @@ _MAX_DEPTH = 10
 _MTL = re.compile(r"(.+)_MTL\.(txt|json|xml)", re.IGNORECASE)
 _TIFF = re.compile(r".+\.tiff?", re.IGNORECASE)
 _PACKED = re.compile(r".+\.(tar|tgz|tar\.gz)", re.IGNORECASE)
-_QA_ASSET = {"scale": 1.0, "offset": 0.0, "nodata": 1.0}
 
 
 @dataclass
@@ -126,7 +125,7 @@ def _scene(bundle: _Bundle, root: Path) -> Scene:
     paths = _band_paths(bundle, product, number, mtl.files if mtl else {}, root)
     scaling = mtl.scaling if mtl else {}
     assets = {
-        band: Asset(str(path), **_QA_ASSET) if band == QA_PIXEL else _scaled(path, scaling.get(band))
+        band: Asset(str(path), 1.0, 0.0, 1.0) if band == QA_PIXEL else _scaled(path, scaling.get(band))
         for band, path in paths.items()
     }
     grid, footprint = _place(bundle.stem, paths, mtl)

@@ -82,23 +82,27 @@ def commit(part: Path, record: CachedFile, cache: Path) -> None:
     write_json(path.with_suffix(".json"), asdict(record))
 
 
-@contextmanager
-def pinned(hrefs: Iterable[str], cache: Path) -> Iterator[None]:
-    """Keep files from being evicted while this process works with them; a dead process holds nothing."""
+_holds: list[FileLock] = []
+
+
+def hold(hrefs: Iterable[str], cache: Path) -> None:
+    """Keep files from being evicted for the life of this process; a dead process holds nothing."""
     names = sorted(cached_path(href, cache).name for href in hrefs if href.lower().startswith(REMOTE))
     if not names:
-        yield
         return
     folder = cache / "pins"
     folder.mkdir(parents=True, exist_ok=True)
     pin = folder / f"{uuid4().hex}.json"
-    with FileLock(pin.with_suffix(".lock")):
-        write_json(pin, names)
-        try:
-            yield
-        finally:
-            pin.unlink(missing_ok=True)
-    pin.with_suffix(".lock").unlink(missing_ok=True)
+    lock = FileLock(pin.with_suffix(".lock"))
+    lock.acquire()
+    _holds.append(lock)
+    write_json(pin, names)
+
+
+def release() -> None:
+    """Give back what this process holds; the system does it too when the process ends, however it ends."""
+    while _holds:
+        _holds.pop().release()
 
 
 def evict(cache: Path, most_bytes: int) -> int:

@@ -7,6 +7,7 @@ configuration allows the host. Nothing here knows the cache.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Lock
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -230,7 +231,7 @@ class S3Reader:
                 raise ValueError(f"it is of {total} bytes, and {size} came")
             return bytes(obstore.get_range(store, key, start=first, end=end).to_bytes())
 
-    def _store(self, bucket: str) -> object:
+    def _store(self, bucket: str) -> Any:
         from obstore.store import S3Store
 
         if not self._requester_pays and bucket == "usgs-landsat":
@@ -239,7 +240,12 @@ class S3Reader:
             bucket,
             request_payer=self._requester_pays,
             retry_config={"max_retries": 0},
-            client_options={"timeout": f"{self._policy.read_s:g}s", "connect_timeout": f"{self._policy.connect_s:g}s"},
+            client_options={
+                "timeout": f"{self._policy.read_s:g}s",
+                "connect_timeout": f"{self._policy.connect_s:g}s",
+                # options given here hide the environment's, which an S3 server of one's own without TLS needs
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+            },
         )
 
 
@@ -260,9 +266,9 @@ def _s3_faults() -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError):
         raise Expired("the bucket refuses the credentials of the environment (AWS_...)") from None
-    except exceptions.NotFoundError:
+    except FileNotFoundError:  # what obstore raises in place of its own NotFoundError
         raise Permanent("the bucket holds no such file") from None
     except exceptions.BaseError as error:
         raise Transient(f"the object store failed ({type(error).__name__})") from None
