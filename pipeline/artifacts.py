@@ -22,7 +22,8 @@ from pipeline.errors import OutputError
 
 _AFTER_BLOCKS = {
     "product", "training", "simulate", "cli.py", "cli_training.py", "demo.py", "assemble.py", "merge.py", "units.py",
-    "drivers.py", "ledger.py", "graph.py", "request.py", "chips.py",
+    "drivers.py", "ledger.py", "graph.py", "request.py", "chips.py", "areas", "cli_product.py",
+    "coverage.py", "generalise.py", "eudr.py", "export.py", "changes.py", "tables.py",
 }  # fmt: skip
 """Code that no plan and no checkpoint depends on: changing it publishes anew from the blocks that are there."""
 

@@ -13,15 +13,20 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from pipeline import merge, units
+from pipeline import eudr, merge, units
 from pipeline import plan as planning
+from pipeline.areas.estimate import estimate_areas
 from pipeline.artifacts import code_digest, digest
 from pipeline.blocks import BlockRecord
 from pipeline.catalog.scene import QA_PIXEL
+from pipeline.chips import chip_ids, chips_record, draw_chips
 from pipeline.config import RunConfig
 from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams, decide
 from pipeline.events import LogitSums
+from pipeline.generalise import generalise_patches
 from pipeline.models.card import ModelCard, read_card
+from pipeline.overlays import add_overlays, described
+from pipeline.pictures import BEFORE_ONLY
 from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, Plan
 from pipeline.product.write import ProductInputs
 from pipeline.request import Request
@@ -50,14 +55,20 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
     events["model"] = f"{card.name} {card.version}"
     warnings = list(plan.warnings)
     events, unit_frame = _with_units(events, config, plan, warnings)
-    for overlay in config.overlays:
-        events[overlay.name], said = units.overlay_shares(np.asarray(events.geometry.values), overlay)
-        warnings += said
+    events[[eudr.AFTER_CUTOFF, eudr.CONVERSION]] = eudr.eudr_columns(events["loss_year"], events["driver"], card.scheme)
+    uses, said = add_overlays(events, config.overlays)
+    warnings += [text for text in (*said, *eudr.eudr_doubts(card.scheme)) if text not in warnings]
     folder = work / "merged"
     folder.mkdir(exist_ok=True)
     drivers, confidence, codes = merge.mosaic(work, plan, good, folder)
     patches = merge.patch_table(codes, confidence, events, plan.grid, card.scheme)
+    output = config.output
+    patches, changed = generalise_patches(patches, plan.grid.crs, output.simplify_m, output.min_patch_ha)
+    warnings += changed.warnings(output.simplify_m, output.min_patch_ha)
     blocks = _blocks(plan, records)
+    chips = draw_chips(plan, events, chip_ids(events, config.output.chips))
+    run = _record(config, plan, card, events, list(records.values()), lost, warnings)
+    summary, estimates, areas = estimate_areas(events, card, config.reference)
     return ProductInputs(
         region=plan.region,
         years=plan.years,
@@ -67,11 +78,19 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
         units=units.unit_table(events, unit_frame, card.scheme),
         scenes=_scenes(plan, sums.images),
         blocks=blocks,
-        summary=units.summary_table(events),
-        run=_record(config, plan, card, events, list(records.values()), lost, warnings),
+        summary=summary,
+        estimates=estimates,
+        run={
+            **run,
+            "areas": areas,
+            "pictures": chips_record(chips),
+            "overlays": described(uses),
+            "generalised": changed.record(),
+        },
         drivers=drivers,
         confidence=confidence,
         crs=config.output.crs,
+        chips=tuple(chips),
     )
 
 
@@ -94,7 +113,8 @@ def _with_units(events: Any, config: RunConfig, plan: Plan, warnings: list[str])
     if config.region.units:
         frame, said = units.read_units(config.region.units[0])
         warnings += said
-        owner = units.assign_units(np.asarray(events.geometry.values), np.asarray(frame.geometry.values))
+        owner, doubled = units.assign_and_count(np.asarray(events.geometry.values), np.asarray(frame.geometry.values))
+        warnings += units.overlap_warning(config.region.units[0].path.name, doubled)
     else:
         frame = units.region_as_unit(plan.region, shapely.from_wkt(plan.aoi))
         owner = np.zeros(len(events), np.int64)
@@ -105,7 +125,8 @@ def _with_units(events: Any, config: RunConfig, plan: Plan, warnings: list[str])
     for number, layer in enumerate(config.region.units[1:], 2):
         further, said = units.read_units(layer)
         warnings += said
-        owner = units.assign_units(np.asarray(events.geometry.values), np.asarray(further.geometry.values))
+        owner, doubled = units.assign_and_count(np.asarray(events.geometry.values), np.asarray(further.geometry.values))
+        warnings += units.overlap_warning(layer.path.name, doubled)
         for column in ("unit_id", "unit_name"):
             values = np.array([*further[column], None], dtype=object)
             events[column.replace("unit", f"unit{number}")] = values[owner]
@@ -122,6 +143,12 @@ def _scenes(plan: Plan, images: pd.DataFrame) -> GeoDataFrame:
         masked = None if QA_PIXEL in scene.assets else "no QA_PIXEL: masked by fill only, clouds count as ground"
         reason = masked if scene.id in seen else "no clear pixel over any event"
         rows.append((scene.id, scene.datetime, scene.cloud_cover, scene.id in seen, reason, scene.footprint))
+    known = {*plan.scenes, *(r.scene_id for r in plan.refused)}
+    rows += [
+        (s.id, s.datetime, s.cloud_cover, False, BEFORE_ONLY, s.footprint)
+        for s in plan.before_scenes.values()
+        if s.id not in known
+    ]
     rows += [(r.scene_id, r.datetime, r.cloud_cover, False, r.reason, r.footprint) for r in plan.refused]
     table = pd.DataFrame(rows, columns=["scene_id", "datetime", "cloud_cover", "used", "reason", "wkt"])
     # one moment is written with and without microseconds by different catalogs
@@ -220,7 +247,12 @@ def _public(config: RunConfig) -> dict[str, Any]:
         return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
     return dict(
-        name(config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}}))
+        name(
+            config.model_dump(
+                mode="json",
+                exclude={"compute": True, "output": {"dir"}, "imagery": {"cache", "cache_gb", "requester_pays"}},
+            )
+        )
     )
 
 

@@ -6,6 +6,7 @@ here. Secrets never live in a configuration: they come from the environment.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 from pathlib import Path
@@ -17,6 +18,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pipeline.errors import ConfigError
 
 _NAMED_SOURCES = ("planetary-computer", "earth-search", "usgs")
+RESERVED = frozenset({
+    "event_id", "loss_year", "status", "driver", "driver_code", "confidence", "uncertain", "area_ha", "pixels",
+    "clear_share", "first_image", "last_image", "image_count", "years_after_loss", "lon", "lat", "model",
+    "eudr_after_cutoff", "eudr_conversion", "overlays_missing", "geometry", "geom", "fid",
+})  # fmt: skip
+"""Columns of events, which no overlay may be called."""
 
 
 class Section(BaseModel):
@@ -50,9 +57,14 @@ class Region(Section):
 
 
 class Loss(Section):
-    """Where and when forest was lost: a Hansen-coded raster or polygons with a year column."""
+    """Where and when forest was lost: a Hansen-coded raster, polygons with a year column, or `gfc`.
+
+    `gfc` is Hansen's Global Forest Change of a `version`, fetched by tile from `archive` into imagery.cache.
+    """
 
     source: str
+    version: str = Field("GFC-2025-v1.13", pattern=r"^GFC-\d{4}-v\d+\.\d+$")
+    archive: str = Field("https://storage.googleapis.com/earthenginepartners-hansen", pattern=r"^https?://")
     years: tuple[int, ...] = Field(min_length=1)
     min_area_ha: float = Field(0.5, ge=0)
     year_column: str | None = None
@@ -83,6 +95,8 @@ class Imagery(Section):
     """Where scenes come from and which may serve. `max_scenes` counts per WRS path/row and loss year.
 
     Scenes of the `before_years` years before a loss year serve pictures for people only, never the model; 0 = none.
+    Remote files are kept in `cache`, the least recently used go first beyond `cache_gb`. `requester_pays` agrees to pay
+    for S3 buckets whose readers pay; `allow_hosts` names private hosts that may be read.
     """
 
     source: str
@@ -92,7 +106,9 @@ class Imagery(Section):
     max_scenes: int = Field(12, ge=1)
     before_years: int = Field(3, ge=0, le=20)
     cache: Path = Path("cache")
+    cache_gb: float = Field(200.0, gt=0)
     allow_hosts: tuple[str, ...] = ()
+    requester_pays: bool = False
 
 
 class GridSpec(Section):
@@ -139,11 +155,43 @@ class Compute(Section):
 
 
 class Overlay(Section):
-    """A polygon layer whose share inside each event becomes the column `name` (0..1)."""
+    """A layer whose share inside each event becomes the column `name` (0..1), NULL where it says nothing.
+
+    A raster counts on cells whose value is one of `classes` (without `classes`: that are not 0); a polygon layer on all
+    polygons, or on those whose `column` is one of `classes`. `covers` (a vector file, or [west, south, east, north] in
+    degrees) says where the layer speaks at all; a raster that declares no other limits speaks wherever it has data.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
     path: Path
     layer: str | None = None
+    column: str | None = None
+    classes: tuple[int | str, ...] = ()
+    band: int = Field(1, ge=1)
+    covers: Path | tuple[float, float, float, float] | None = None
+    nodata_is_outside: bool = False
+    title: str = ""
+    date: str = ""
+    source: str = ""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        """YAML reads 2021 as a number and 2021-06-30 as a date."""
+        return str(value) if isinstance(value, int | datetime.date) else value
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in RESERVED or name.startswith(("p_", "aux_", "unit")):
+            raise ValueError(f"{name!r} is a column of the product already; choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _column_needs_classes(self) -> Overlay:
+        if self.column and not self.classes:
+            raise ValueError(f"overlay {self.name}: column {self.column!r} is named, but no classes of it that count")
+        return self
 
 
 class Auxiliary(Section):
@@ -166,12 +214,31 @@ class Auxiliary(Section):
         return (f"{self.name}_sin", f"{self.name}_cos") if self.measure == "aspect" else (self.name,)
 
 
+class Reference(Section):
+    """Labels by which areas are estimated: a filled-in sample (`clearcause sample`), or points with a driver `column`.
+
+    A file with the column event_id is a sample of events, any other one of points scattered evenly over the loss.
+    """
+
+    path: Path
+    layer: str | None = None
+    column: str = "reference_driver"
+
+
 class Output(Section):
-    """Where the product goes, the CRS of its vectors, and the confidence below which an event is `uncertain`."""
+    """Where the product goes, the CRS of its vectors, and the confidence below which an event is `uncertain`.
+
+    `chips` is the number of events shown before and after their loss: half the largest, half the least certain.
+    `simplify_m` (metres) simplifies the borders between patches of an event, `min_patch_ha` (hectares) merges smaller
+    patches into the neighbour with the longest shared border; 0 turns them off.
+    """
 
     dir: Path
     crs: str = "EPSG:4326"
     uncertain_below: float = Field(0.5, ge=0, le=1)
+    chips: int = Field(24, ge=0, le=500)
+    simplify_m: float = Field(0.0, ge=0, le=10_000)
+    min_patch_ha: float = Field(0.0, ge=0)
 
 
 class RunConfig(Section):
@@ -186,6 +253,7 @@ class RunConfig(Section):
     compute: Compute = Compute()
     overlays: tuple[Overlay, ...] = ()
     auxiliary: tuple[Auxiliary, ...] = ()
+    reference: Reference | None = None
     output: Output
 
     @field_validator("auxiliary")
@@ -196,6 +264,15 @@ class RunConfig(Section):
         if twice is not None:
             raise ValueError(f"column {twice!r} is given twice; choose another name")
         return auxiliary
+
+    @field_validator("overlays")
+    @classmethod
+    def _named_once(cls, overlays: tuple[Overlay, ...]) -> tuple[Overlay, ...]:
+        names = [overlay.name for overlay in overlays]
+        twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
+        if twice is not None:
+            raise ValueError(f"overlay {twice!r} is given twice; choose another name")
+        return overlays
 
     @property
     def work(self) -> Path:
@@ -311,8 +388,15 @@ def _absolute(config: RunConfig, base: Path) -> RunConfig:
         "loss": loss if loss.source == "gfc" else loss.model_copy(update={"source": str(fix(Path(loss.source)))}),
         "imagery": imagery.model_copy(update={"source": source, "cache": fix(imagery.cache)}),
         "model": fix(config.model),
-        "overlays": tuple(o.model_copy(update={"path": fix(o.path)}) for o in config.overlays),
+        "overlays": tuple(
+            o.model_copy(
+                update={"path": fix(o.path), "covers": fix(o.covers) if isinstance(o.covers, Path) else o.covers}
+            )
+            for o in config.overlays
+        ),
         "auxiliary": tuple(a.model_copy(update={"path": fix(a.path)}) for a in config.auxiliary),
         "output": config.output.model_copy(update={"dir": fix(config.output.dir)}),
     }
+    if config.reference is not None:
+        update["reference"] = config.reference.model_copy(update={"path": fix(config.reference.path)})
     return config.model_copy(update=update)

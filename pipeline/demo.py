@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def prepare_demo(out: Path, size: str, seed: int) -> tuple[RunConfig, Province]:
     if size not in SIZES:
         raise ConfigError(f"--size {size}: choose {' or '.join(SIZES)}")
     dates = 4 if size == "small" else 3
-    province = write_province(out / "province", ProvinceParams(size=SIZES[size], seed=seed, dates=dates))
+    province = write_province(out / "province", ProvinceParams(size=SIZES[size], seed=seed, dates=dates, before=1))
     return province_config(ROOT / "configs" / "demo.yaml", province, out / "product"), province
 
 
@@ -61,7 +60,7 @@ def write_province(folder: Path, params: ProvinceParams) -> Province:
     """Simulate a province, or return the one already there if it was made from the same parameters."""
     from pipeline.simulate import simulate
 
-    wanted = json.loads(json.dumps(dataclasses.asdict(params)))
+    wanted = json.loads(json.dumps(params.record()))
     truth = folder / "truth.json"
     if truth.is_file() and json.loads(truth.read_text(encoding="utf-8"))["params"] == wanted:
         return _found(folder)

@@ -13,19 +13,28 @@ from dataclasses import asdict, dataclass
 from pipeline.errors import ModelError
 
 NO_DATA = 255
+AGRICULTURE = {"plantation": True, "smallholder_agriculture": True, "grassland_shrubland": False, "other": None}
+"""Whether a driver is conversion to agriculture, where a class does not say so itself; None = cannot be said.
+
+`plantation` is oil palm, timber and other plantations in one; only the agricultural ones are meant by the EU's law.
+"""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
 class DriverClass:
-    """One class: raster `code` 1..254, column-safe `name`, `title` for people, `colour` #rrggbb, `parent` class."""
+    """One class: raster `code` 1..254, column-safe `name`, `title` for people, `colour` #rrggbb, `parent` class.
+
+    `agriculture` says whether it is conversion to agriculture; without it `AGRICULTURE` is asked by name and parent.
+    """
 
     code: int
     name: str
     title: str
     colour: str
     parent: str | None = None
+    agriculture: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,17 @@ class LabelScheme:
         """Raster codes in output order."""
         return tuple(c.code for c in self.classes)
 
+    @property
+    def agriculture(self) -> dict[str, bool | None]:
+        """Class name to whether it is conversion to agriculture, None = not known."""
+        return {
+            c.name: AGRICULTURE.get(c.name, AGRICULTURE.get(c.parent or "")) if c.agriculture is None else c.agriculture
+            for c in self.classes
+        }
+
     def to_list(self) -> list[dict[str, object]]:
-        """Return the JSON form stored in a model card."""
-        return [asdict(c) for c in self.classes]
+        """Return the JSON form stored in a model card; what a class does not say of agriculture is left out."""
+        return [{k: v for k, v in asdict(c).items() if k != "agriculture" or v is not None} for c in self.classes]
 
     @classmethod
     def from_list(cls, rows: list[dict[str, object]]) -> LabelScheme:

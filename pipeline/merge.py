@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CODES = 256
 _SLIVER = 1e-12
 """Square degrees, about a hundredth of a square metre: what rounding leaves where a cut follows a pixel's edge."""
+_ROUNDING = 1e-7
+"""Share of a patch's area that rounding may put outside its event; a pixel's width is a million times more."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def patch_table(
     """
     import geopandas as gpd
 
-    values, polygons = codes.polygons()
+    values, polygons = codes.polygons(junctions=True)
     row, code = values // _CODES - 1, values % _CODES
     # a patch outside its event's answer (the event failed in another block) is not part of the product
     kept = events["driver"].notna().to_numpy()[row] if len(row) else np.zeros(0, bool)
@@ -187,10 +189,17 @@ def patch_table(
 
 
 def _clip(polygons: np.ndarray, outlines: np.ndarray, grid: RunGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Cut polygons (run grid) at outlines (EPSG:4326): (index of the polygon, Polygon in EPSG:4326) of each part."""
+    """Cut polygons (run grid) at outlines (EPSG:4326): (index of the polygon, Polygon in EPSG:4326) of each part.
+
+    What lies inside but for rounding stays as it is: a cut along its own edges would give it vertices that its
+    neighbours do not have.
+    """
     if not len(polygons):
         return np.zeros(0, np.int64), np.empty(0, object)
-    cut = shapely.intersection(reproject(polygons, grid.crs, "EPSG:4326"), outlines)
+    degrees = reproject(polygons, grid.crs, "EPSG:4326")
+    cut = shapely.intersection(degrees, outlines)
+    inside = shapely.area(cut) >= shapely.area(degrees) * (1 - _ROUNDING)
+    cut[inside] = degrees[inside]
     parts, source = shapely.get_parts(cut, return_index=True)
     whole = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > _SLIVER)
     return source[whole], parts[whole]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
+_FETCHES = 8
+"""Scenes fetched at once; how many connections one host gets is the fetcher's policy."""
 # ---------------------------------------------------------------------------------------------- plan
 
 
@@ -84,7 +87,9 @@ def _checked_model(config: RunConfig) -> ModelCard:
 
 def _inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
     """Everything a plan depends on: the configuration less what cannot change results, local files, model and code."""
-    tree = config.model_dump(mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache"}})
+    tree = config.model_dump(
+        mode="json", exclude={"compute": True, "output": {"dir"}, "imagery": {"cache", "cache_gb", "requester_pays"}}
+    )
     files = [Path(config.loss.source), *([config.region.aoi] if isinstance(config.region.aoi, Path) else [])]
     files += [unit.path for unit in config.region.units] + [overlay.path for overlay in config.overlays]
     files += [overlay.covers for overlay in config.overlays if isinstance(overlay.covers, Path)]
@@ -116,7 +121,8 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
 
     aoi = read_region(config.region.aoi)
     loss = LossParams(config.loss.years, config.loss.min_area_ha, config.loss.year_column, config.loss.layer)
-    found = read_loss(config.loss.source, aoi, loss, config.work)
+    source, said = _loss_source(config, aoi)
+    found = read_loss(source, aoi, loss, config.work)
     grid = make_grid(aoi, config.grid.crs, config.grid.resolution, config.grid.block)
     layout = PatchLayout(config.tiling.mode, config.tiling.patch, config.tiling.stride)
     labels = config.work / LABELS_FILE
@@ -156,12 +162,24 @@ def _make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         scenes={s.id: s for group in chosen.values() for s in group},
         refused=tuple(sorted([*refused, *unfit, *left], key=lambda r: r.scene_id)),
         blocks=tuple(planning.plan_block(part, chosen, grid, layout) for part in blocks.values()),
-        warnings=(*_warnings(config, card, chosen, burned.pixels), *doubts(sources, predictors, card.region)),
+        warnings=(*said, *_warnings(config, card, chosen, burned.pixels), *doubts(sources, predictors, card.region)),
         auxiliary=sources,
         before={year: tuple(s.id for s in group) for year, group in sorted(before.items())},
         before_scenes=dict(sorted(pictured.items())),
         cache=str(config.imagery.cache),
     )
+
+
+def _loss_source(config: RunConfig, aoi: Any) -> tuple[str, list[str]]:
+    """Path of the loss, fetched by tile where the configuration says gfc, and warnings."""
+    if config.loss.source != "gfc":
+        return config.loss.source, []
+    from pipeline.catalog.fetch import Fetcher
+    from pipeline.gfc import fetch_loss
+
+    fetcher = Fetcher(config.imagery.cache, config.imagery.allow_hosts)
+    path, said = fetch_loss(aoi, config.loss.version, config.loss.archive, fetcher, config.work)
+    return str(path), said
 
 
 def _made_labels(config: RunConfig) -> dict[str, Path]:
@@ -225,22 +243,34 @@ def fetch_scenes(request: Request, plan: Plan) -> Plan:
     Raises:
         OutputError: too little free space.
     """
+    from pipeline.catalog import cache as store
     from pipeline.catalog.check import check_scene
     from pipeline.catalog.fetch import Fetcher, localised
     from pipeline.catalog.signing import signer
 
     _check_space(request, plan)
     imagery = request.config.imagery
-    fetcher, refused = Fetcher(imagery.cache, imagery.allow_hosts, signer(imagery.source)), []
-    for key, scene in {**plan.before_scenes, **plan.scenes}.items():
-        bands = plan.bands if key in plan.scenes else picture_bands(plan.bands)
+    fetcher = Fetcher(imagery.cache, imagery.allow_hosts, signer(imagery.source), imagery.requester_pays)
+    scenes = {**plan.before_scenes, **plan.scenes}
+    wanted = {key: plan.bands if key in plan.scenes else picture_bands(plan.bands) for key in scenes}
+
+    def bring(key: str) -> str | None:
         try:
-            fetcher.scene(scene, (*bands, QA_PIXEL))
-            reason = check_scene(localised(scene, imagery.cache), bands)
+            fetcher.scene(scenes[key], (*wanted[key], QA_PIXEL))
+            return check_scene(localised(scenes[key], imagery.cache), wanted[key])
         except SceneError as error:
-            reason = error.reason
-        if reason:
-            refused.append(_refused(scene, reason if key in plan.scenes else f"{BEFORE_ONLY}: {reason}"))
+            return error.reason
+
+    # nobody may evict what this run needs before the run is over
+    store.hold([asset.href for scene in scenes.values() for asset in scene.assets.values()], imagery.cache)
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        reasons = dict(zip(scenes, pool.map(bring, scenes), strict=True))
+    store.evict(imagery.cache, int(imagery.cache_gb * 1e9))
+    refused = [
+        _refused(scenes[key], reason if key in plan.scenes else f"{BEFORE_ONLY}: {reason}")
+        for key, reason in reasons.items()
+        if reason
+    ]
     if not refused:
         return plan
     thinner = planning.without_scenes(plan, refused)

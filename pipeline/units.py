@@ -10,7 +10,7 @@ import pandas as pd
 import shapely
 from shapely import STRtree
 
-from pipeline.config import Overlay, UnitLayer
+from pipeline.config import UnitLayer
 from pipeline.drivers import FAILED, NO_IMAGERY, UNCERTAIN
 from pipeline.errors import ConfigError
 from pipeline.grid import EQUAL_AREA, read_vector, reproject
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 OUTSIDE = "outside"
 OUTSIDE_NAME = "Outside any unit"
+_WHOLE = 1 + 1e-4
+"""Shares of an event in all its units that add up to more say that units overlap; less is rounding along borders."""
 
 
 def read_units(layer: UnitLayer) -> tuple[GeoDataFrame, list[str]]:
@@ -78,9 +80,14 @@ def assign_units(events: np.ndarray, units: np.ndarray) -> np.ndarray:
         events: polygons in EPSG:4326.
         units: polygons in EPSG:4326; where they overlap an event still counts once.
     """
+    return assign_and_count(events, units)[0]
+
+
+def assign_and_count(events: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, int]:
+    """The same as `assign_units`, and how many events lie where units overlap."""
     owner = np.full(len(events), -1, np.int64)
     if not len(events) or not len(units):
-        return owner
+        return owner, 0
     pairs = STRtree(units).query(events, predicate="intersects")
     event, unit = pairs[:, np.lexsort((pairs[1], pairs[0]))]
     several = np.bincount(event, minlength=len(events))[event] > 1
@@ -89,30 +96,22 @@ def assign_units(events: np.ndarray, units: np.ndarray) -> np.ndarray:
     order = np.lexsort((unit, -shared, event))
     first = order[np.concatenate([[True], np.diff(event[order]) > 0])] if len(order) else order
     owner[event[first]] = unit[first]
-    return owner
+    rows = np.unique(event[several])
+    total = np.bincount(event[several], shared[several], len(events))[rows]
+    doubled = total > _WHOLE * shapely.area(reproject(events[rows], "EPSG:4326", EQUAL_AREA))
+    return owner, int(doubled.sum())
+
+
+def overlap_warning(name: str, doubled: int) -> list[str]:
+    """Say that units overlap, if events lie there."""
+    if not doubled:
+        return []
+    return [f"units {name}: {doubled} events lie where units overlap; each counts once, in the unit with most of it"]
 
 
 def _shared_area(events: np.ndarray, units: np.ndarray, event: np.ndarray, unit: np.ndarray) -> np.ndarray:
     ours, theirs = (reproject(shapes, "EPSG:4326", EQUAL_AREA) for shapes in (events, units))
     return np.asarray(shapely.area(shapely.intersection(ours[event], theirs[unit])))
-
-
-def overlay_shares(events: np.ndarray, overlay: Overlay) -> tuple[np.ndarray, list[str]]:
-    """Share (0..1, by area) of each event (EPSG:4326) inside the polygons of an overlay, and warnings."""
-    frame = read_vector(overlay.path, overlay.layer, f"overlays {overlay.name}").to_crs("EPSG:4326")
-    polygons = [_polygons_only(g) for g in shapely.make_valid(np.asarray(frame.geometry.values))]
-    shapes = np.array([g for g in polygons if g is not None], dtype=object)
-    share = np.zeros(len(events))
-    if not len(shapes):
-        return share, [f"overlay {overlay.name}: {overlay.path.name} holds no polygon; the share is 0 everywhere"]
-    if len(events):
-        event, shape = STRtree(shapes).query(events, predicate="intersects")
-        flat = reproject(shapes, "EPSG:4326", EQUAL_AREA)
-        ours = reproject(events, "EPSG:4326", EQUAL_AREA)
-        for k in np.unique(event):
-            inside = shapely.intersection(ours[k], shapely.union_all(flat[shape[event == k]]))
-            share[k] = min(inside.area / ours[k].area, 1.0)
-    return np.round(share, 6), []
 
 
 def unit_table(events: GeoDataFrame, units: GeoDataFrame, scheme: LabelScheme) -> GeoDataFrame:
@@ -141,17 +140,20 @@ def unit_table(events: GeoDataFrame, units: GeoDataFrame, scheme: LabelScheme) -
 
 
 def summary_table(events: GeoDataFrame) -> pd.DataFrame:
-    """Areas by unit, loss year and driver (no_imagery and failed are drivers here), with empty intervals.
+    """Areas by unit, loss year and driver (no_imagery and failed are drivers here), with empty estimates.
 
-    A sum of mapped pixels is no estimate: the interval stays empty until an error matrix is there to give one.
+    A sum of mapped pixels is no estimate: `areas.tables.adjusted_summary` fills in what labels allow to say.
     """
     kind = events["driver"].where(events["driver"].notna(), events["status"]).rename("driver")
     keys: Sequence[Any] = [events["unit_id"], events["unit_name"], events["loss_year"], kind]
     table = (
         events.groupby(list(keys), sort=True).agg(events=("event_id", "size"), area_ha=("area_ha", "sum")).reset_index()
     )
-    table["area_ha_low"] = np.nan
-    table["area_ha_high"] = np.nan
+    for column in ("area_ha_adjusted", "area_ha_low", "area_ha_high"):
+        table[column] = np.nan
+    table["interval_source"] = pd.Series(None, index=table.index, dtype=object)
+    table["reference_n"] = pd.Series(pd.NA, index=table.index, dtype="Int64")
+    table["reference_flag"] = pd.Series(None, index=table.index, dtype=object)
     out: pd.DataFrame = table
     return out
 

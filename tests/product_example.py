@@ -17,9 +17,13 @@ import shapely
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
+from pipeline.areas.sources import card_source
+from pipeline.areas.tables import adjusted_summary, estimates_table
+from pipeline.eudr import eudr_columns
 from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.models.card import ModelCard
 from pipeline.product.write import ProductInputs
+from pipeline.units import summary_table
 
 CRS = "EPSG:32748"
 TRANSFORM = from_origin(500_010, 9_900_015, 30, 30)
@@ -69,7 +73,7 @@ def make_inputs(folder: Path, count: int = len(EVENTS), crs: str = "EPSG:4326") 
     drivers = _rasters(folder, planar)
     patches = events[events["driver"].notna()].explode().reset_index(drop=True)
     patches["area_ha"] = [geodesic_ha(g) for g in patches.geometry]
-    summary = _summary(events)
+    summary, estimates = _areas(events)
     return ProductInputs(
         region="Ünïté <b>Test</b>",
         years=(2021, 2022),
@@ -80,6 +84,7 @@ def make_inputs(folder: Path, count: int = len(EVENTS), crs: str = "EPSG:4326") 
         scenes=_scenes(),
         blocks=_blocks(),
         summary=summary,
+        estimates=estimates,
         run={
             "config": {"output": {"uncertain_below": 0.5}, "years": [2021, 2022]},
             "versions": {"clearcause": "0.1.0"},
@@ -109,6 +114,13 @@ def card() -> ModelCard:
             "scaling": {"mean": [0.1, 0.1], "std": [0.1, 0.1]},
             "labels": FOREST_LOSS_DRIVERS.to_list(),
             "scores": [score],
+            "error_matrix": {
+                "classes": NAMES,
+                "counts": [[90, 5, 4, 1], [3, 140, 6, 1], [2, 8, 60, 0], [4, 6, 2, 18]],
+                "mapped_shares": [0.3, 0.4, 0.2, 0.1],
+                "split": "test",
+                "n": 350,
+            },
             "training_data": "simulated landscapes",
             "simulated": True,
             "licence": "CC0-1.0",
@@ -162,7 +174,9 @@ def _events(planar: gpd.GeoSeries, units: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     names = ["event_id", "loss_year", "status", "driver", "driver_code", "confidence", "uncertain", "area_ha", "pixels"]
     names += ["clear_share", "first_image", "last_image", "image_count", "years_after_loss", "unit_id", "unit_name"]
     names += ["lon", "lat", "model", "peat", *(f"p_{name}" for name in NAMES)]
-    return gpd.GeoDataFrame(pd.DataFrame(rows, columns=names), geometry=list(degrees), crs="EPSG:4326")
+    table = pd.DataFrame(rows, columns=names)
+    table = table.join(eudr_columns(table["loss_year"], table["driver"], FOREST_LOSS_DRIVERS))
+    return gpd.GeoDataFrame(table, geometry=list(degrees), crs="EPSG:4326")
 
 
 def _unit_squares() -> gpd.GeoDataFrame:
@@ -176,11 +190,11 @@ def _label(events: pd.DataFrame) -> pd.Series:
     return events["driver"].where(events["driver"].notna(), events["status"])
 
 
-def _summary(events: gpd.GeoDataFrame) -> pd.DataFrame:
-    table = pd.DataFrame(events.drop(columns="geometry")).assign(driver=_label(events))
-    keys = ["unit_id", "unit_name", "loss_year", "driver"]
-    summary = table.groupby(keys, as_index=False).agg(events=("area_ha", "size"), area_ha=("area_ha", "sum"))
-    return summary.assign(area_ha_low=None, area_ha_high=None)
+def _areas(events: gpd.GeoDataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    source = card_source(card())
+    assert source is not None
+    summary = adjusted_summary(summary_table(events), events, source, NAMES)
+    return summary, estimates_table(events, source, NAMES)
 
 
 def _units(squares: gpd.GeoDataFrame, events: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

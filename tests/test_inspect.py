@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sqlite3
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ from product_example import make_inputs
 
 from pipeline.product import record
 from pipeline.product.inspect import inspect_product
+from pipeline.product.project import read_project
 from pipeline.product.write import write_product
 
 
@@ -77,6 +80,28 @@ def edit_item(folder: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+def edit_collection(folder: Path) -> None:
+    path = folder / "collection.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id": "another"}))
+
+
+def edit_titles(folder: Path) -> None:
+    path = folder / "drivers.tif.aux.xml"
+    path.write_text(path.read_text().replace("<F>Plantation</F>", "<F>Orchard</F>"))
+
+
+def project_elsewhere(folder: Path) -> None:
+    """Store a project whose layer is looked for in somebody's home."""
+    with closing(sqlite3.connect(folder / "drivers.gpkg")) as database, database:
+        (content,) = database.execute("SELECT content FROM qgis_projects").fetchone()
+        text = read_project(content).replace(
+            "./drivers.gpkg|layername=events", "/home/me/drivers.gpkg|layername=events"
+        )
+        with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+            archive.writestr("drivers.qgs", text)
+        database.execute("UPDATE qgis_projects SET content = ?", (buffer.getvalue().hex(),))
+
+
 def shift(folder: Path) -> None:
     with rasterio.open(folder / "drivers.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
         dataset.transform = dataset.transform @ rasterio.Affine.translation(0.5, 0)
@@ -96,7 +121,20 @@ DAMAGE = {
         "GeoPackage",
     ),
     "spatial index row lost": (sql("DELETE FROM rtree_units_geom WHERE id=1"), "GeoPackage"),
-    "style lost": (sql("DELETE FROM layer_styles WHERE f_table_name='units'"), "GeoPackage"),
+    "style lost": (sql("DELETE FROM layer_styles WHERE f_table_name='units'"), "default styles"),
+    "style of another scheme": (
+        sql("UPDATE layer_styles SET styleQML = replace(styleQML, '27,120,55', '27,120,56')"),
+        "default styles",
+    ),
+    "SLD lost": (sql("UPDATE layer_styles SET styleSLD = NULL WHERE f_table_name='blocks'"), "default styles"),
+    "class renamed in the list of values": (
+        sql("UPDATE gpkg_data_column_constraints SET description='x' WHERE value='plantation'"),
+        "lists of values",
+    ),
+    "column without a title": (sql("DELETE FROM gpkg_data_columns WHERE column_name='area_ha'"), "lists of values"),
+    "project lost": (sql("DELETE FROM qgis_projects"), "QGIS project"),
+    "project cut": (sql("UPDATE qgis_projects SET content = substr(content, 1, 400)"), "QGIS project"),
+    "project elsewhere": (project_elsewhere, "QGIS project"),
     "area changed": (
         sql("UPDATE events SET area_ha = area_ha * 1.02 WHERE driver='other'"),
         "areas geodesic",
@@ -158,6 +196,9 @@ DAMAGE = {
     "percent above 100": (paint("confidence.tif", 101), "raster values"),
     "grids differ": (shift, "raster values"),
     "no bbox": (edit_item, "STAC item"),
+    "class titles changed": (edit_titles, "class titles"),
+    "collection cut": (lambda folder: (folder / "collection.json").write_text("{"), "STAC collection"),
+    "collection of another item": (edit_collection, "STAC collection"),
     "record removed": (lambda folder: (folder / "run.json").unlink(), "run record"),
     "record cut": (lambda folder: (folder / "run.json").write_text('{"region"'), "run record"),
     "report removed": (lambda folder: (folder / "report.html").unlink(), "files"),

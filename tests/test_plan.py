@@ -114,7 +114,10 @@ def test_the_catalog_is_asked_once_for_all_image_years():
             yield Refusal("b", "no bands")
 
     found, refused = ask_catalog(Folder(), HERE, (2020, 2022), LIMITS)
-    assert asked == [(HERE, date(2020, 1, 1), date(2023, 12, 31))]
+    assert asked == [(HERE, date(2017, 1, 1), date(2023, 12, 31))]  # with the three years before the loss
+    none = LIMITS.model_copy(update={"before_years": 0})
+    ask_catalog(Folder(), HERE, (2020, 2022), none)
+    assert asked[1:] == [(HERE, date(2020, 1, 1), date(2023, 12, 31))]
     assert (names(found), [r.scene_id for r in refused]) == (["a"], ["b"])
 
 
@@ -206,7 +209,8 @@ def example():
     return Plan(
         inputs="i", region="riau", years=(2020, 2021), aoi=shapely.to_wkt(HERE), grid=GRID, layout=LAYOUT, model="m",
         bands=("red", "nir08"), event_count=3, event_ha=12.5, below_count=1, below_ha=0.1, loss="l", scenes=scenes,
-        refused=refused, blocks=blocks, warnings=("careful",),
+        refused=refused, blocks=blocks, warnings=("careful",), before={2020: ("b", "early"), 2021: ("early",)},
+        before_scenes={"early": scene("early", 2019), "b": scenes["b"]}, cache="/cache",
     )  # fmt: skip
 
 
@@ -229,11 +233,15 @@ def test_scenes_taken_out_of_a_plan_are_refused_ones():
     assert [r.scene_id for r in plan.refused] == ["b", "gone", "wet"]
     assert [b.scenes for b in plan.blocks] == [{2020: ("a",), 2021: ()}] * 2
     assert len(plan.scenes) + len(plan.refused) == len(example().scenes) + len(example().refused)
+    assert plan.before == {2020: ("early",), 2021: ("early",)}
+    assert sorted(plan.before_scenes) == ["early"]
+    assert without_scenes(plan, [Refusal("early", "gone")]).before == {2020: (), 2021: ()}
 
 
 def test_counts_add_up_and_more_workers_take_less_time():
     one, four = example().counts(1), example().counts(4)
     assert (one["events"], one["blocks"], one["patches"], one["scenes"], one["scenes_refused"]) == (3, 2, 8, 3, 2)
+    assert one["scenes_before"] == 1  # the other one is used anyway
     assert one["megapixels"] == pytest.approx(8 * 32 * 32 / 1e6, abs=0.05)
     margin = 64 + 2 * (32 - 16)
     assert one["bytes"] == 2 * 3 * (margin * margin) * 2 * 3  # blocks, scene reads, pixels, bytes, bands with QA

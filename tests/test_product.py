@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import subprocess
 import sys
 import zlib
 from contextlib import closing
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,7 +23,6 @@ from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.product import record
 from pipeline.product.inspect import inspect_product
 from pipeline.product.rasters import confidence_band, decode_tiles, write_cog
-from pipeline.product.report import render
 from pipeline.product.stac import public_href
 from pipeline.product.styles import event_categories
 from pipeline.product.write import write_product
@@ -45,7 +42,7 @@ def written(folder: Path, count: int = len(EVENTS), crs: str = "EPSG:4326") -> P
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32748"])
 @pytest.mark.parametrize("count", [0, 1, len(EVENTS)])
-def test_a_product_is_six_files_and_sound(tmp_path: Path, count: int, crs: str) -> None:
+def test_a_product_is_its_files_and_sound(tmp_path: Path, count: int, crs: str) -> None:
     folder = written(tmp_path, count, crs)
     assert {path.name for path in folder.iterdir()} == set(record.PRODUCT_FILES)
     result = inspect_product(folder)
@@ -67,7 +64,8 @@ def test_statistics_of_the_example(product: Path) -> None:
     assert events["pixels"].sum() == 4535
     assert events["area_ha"].sum() == pytest.approx(4535 * 0.09 / 0.9996**2, rel=1e-4)
     assert summary["area_ha"].sum() == pytest.approx(events["area_ha"].sum(), rel=1e-9)
-    assert summary["area_ha_low"].isna().all()
+    told = ~summary["driver"].isin(["no_imagery", "failed"])
+    assert (summary["area_ha_low"].notna() == told).all()
     assert units.loc["a", "dominant_driver"] == "plantation"
     assert units.loc["outside", "geometry"] is None
     assert list(units["unit_name"][:3]) == list(UNIT_NAMES)
@@ -100,32 +98,17 @@ def test_titles_domains_styles_and_record_lie_in_the_geopackage(product: Path) -
         styles = database.execute("SELECT f_table_name, styleQML, styleSLD FROM layer_styles").fetchall()
         (metadata,) = database.execute("SELECT metadata FROM gpkg_metadata").fetchone()
     assert titles["p_other"].startswith("P(Other")
-    assert titles["peat"] == "peat"
+    assert titles["peat"] == "Share in peat"
     assert [row[0] for row in values] == list(NAMES)
-    assert {row[0] for row in styles} == {"events", "patches", "units", "scenes", "blocks"}
+    spatial, tables = {"events", "patches", "units", "scenes", "blocks"}, {"summary", "estimates", "run"}
+    assert {row[0] for row in styles} == spatial | tables
     qml = {layer: ElementTree.fromstring(text) for layer, text, _ in styles}
-    sld = {layer: ElementTree.fromstring(text) for layer, _, text in styles}
+    sld = {layer: ElementTree.fromstring(text) for layer, _, text in styles if text}
+    assert set(sld) == spatial
     labels = [c.get("label") for c in qml["events"].iter("category")]
     assert labels == [c.title for c in event_categories(FOREST_LOSS_DRIVERS)]
     assert [e.text for e in sld["events"].iter("{http://www.opengis.net/se}Title")] == labels
     assert "timings" not in json.loads(metadata)
-
-
-def test_one_source_of_colours(product: Path) -> None:
-    with closing(sqlite3.connect(product / "drivers.gpkg")) as database:
-        (qml,) = database.execute("SELECT styleQML FROM layer_styles WHERE f_table_name='patches'").fetchone()
-    item = json.loads((product / "item.json").read_text())
-    classes = item["assets"]["drivers_tif"]["bands"][0]["classification:classes"]
-    colours = [prop.get("v") for prop in ElementTree.fromstring(qml).iter("prop") if prop.get("k") == "color"]
-    with rasterio.open(product / "drivers.tif") as dataset:
-        table = dataset.colormap(1)
-        assert dataset.tags(1)["class_1"] == "Plantation"
-        assert dataset.descriptions == ("Driver of forest loss (class code)",)
-    for k, item_class in enumerate(FOREST_LOSS_DRIVERS):
-        rgb = tuple(bytes.fromhex(item_class.colour[1:]))
-        assert table[item_class.code] == (*rgb, 255)
-        assert classes[k]["color_hint"] == item_class.colour[1:].upper()
-        assert colours[k] == ",".join(map(str, rgb)) + ",255"
 
 
 def test_rasters_hold_the_given_pixels(tmp_path: Path) -> None:
@@ -135,7 +118,11 @@ def test_rasters_hold_the_given_pixels(tmp_path: Path) -> None:
             assert np.array_equal(given.read(1), found.read(1))
             assert (given.crs, given.transform, found.nodata) == (found.crs, found.transform, NO_DATA)
             assert found.overviews(1) == [2]
-            assert set(np.unique(found.read(1, out_shape=(350, 350)))) <= set(np.unique(given.read(1)))
+            small, full = found.read(1, out_shape=(350, 350)), given.read(1)
+            if name == "drivers":  # a class is never a mean of classes
+                assert set(np.unique(small)) <= set(np.unique(full))
+            known = small[small != NO_DATA]
+            assert full[full != NO_DATA].min() <= known.min() <= known.max() <= full[full != NO_DATA].max()
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
@@ -162,61 +149,7 @@ def test_addresses_lose_their_secrets(product: Path) -> None:
     for name in record.PRODUCT_FILES:
         assert b"secret" not in (product / name).read_bytes(), name
     item = json.loads((product / "item.json").read_text())
-    assert [link["href"] for link in item["links"]] == ["https://example.org/items/1"]
-
-
-class Page(HTMLParser):
-    """Collects the tags, attributes and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.names: set[str] = set()
-        self.hrefs: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.names |= {name for name, _ in attrs}
-        self.hrefs += [value or "" for name, value in attrs if name in ("href", "src")]
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-def test_report_escapes_hostile_names_and_reaches_for_nothing(product: Path) -> None:
-    text = (product / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
-    assert not page.tags & {"script", "img", "iframe", "link", "b2"}
-    assert not {name for name in page.names if name.startswith("on")}
-    assert all(href.startswith("data:image/png;base64,") for href in page.hrefs)
-    assert "default-src 'none'" in text
-    assert not re.search(r"https?://", re.sub(r"<code>.*?</code>", "", text))
-    for word in (*UNIT_NAMES, "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "Ünïté <b>Test</b>"):
-        assert word in page.words
-
-
-def test_report_says_what_matters(product: Path) -> None:
-    words = " ".join(Page((product / "report.html").read_text(encoding="utf-8")).words.split())
-    for part in (
-        "Simulated.", "Incomplete.", "1 of 2 blocks have no result", "out of memory", "cloud cover 88 %", "408",
-        "fpn-test 1", "0.770 to 0.850", "carry no interval", "How to cite", "not calibrated",
-    ):  # fmt: skip
-        assert part in words, part
-    seen = 100 * (4535 - 64 - 256 - 196) / 4535
-    assert f"{seen:.1f} %" in words
-
-
-def test_report_without_scores_or_events(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path, 0)
-    card = inputs.card.model_copy(update={"scores": (), "simulated": False})
-    text = render(replace(inputs, card=card), {"simulated": False, "complete": True})
-    assert "gives no scores" in text
-    assert "No loss event" in text
-    assert "Simulated" not in text
-    assert "shows no real place" in render(replace(inputs, card=card), {"simulated": True})
-    assert "shows no real place" not in render(inputs, {"simulated": True})  # a simulated model on real imagery
+    assert [link["href"] for link in item["links"]] == ["./collection.json", "https://example.org/items/1"]
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:

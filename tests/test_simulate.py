@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import geopandas
@@ -237,6 +238,37 @@ def test_units_tile_the_province(province: Province) -> None:
     assert units.union_all().symmetric_difference(aoi).area < 1e-9 * aoi.area
 
 
+def test_scenes_before_the_loss_show_forest_and_change_no_other_file(province: Province, tmp_path: Path) -> None:
+    made = simulate(tmp_path / "more", replace(SMALL, before=2))
+    first, more = dict(rasters(province)), dict(rasters(made))
+    assert all((more[name] == pixels).all() for name, pixels in first.items())
+    known = {folder.name for folder in scenes(province)}
+    early = [folder for folder in scenes(made) if folder.name not in known]
+    assert sorted(folder.name.split("_")[3][:4] for folder in early) == ["2018", "2018", "2019", "2019"]
+    assert {name.split("/")[1] for name in more.keys() - first.keys()} == {folder.name for folder in early}
+    driver, _, place = truth(made)
+    for folder in early:
+        assert PRODUCT.fullmatch(folder.name)
+        with rasterio.open(folder / f"{folder.name}_QA_PIXEL.TIF") as dataset:
+            row, col = np.nonzero(dataset.read(1) == 21824)
+            x, y = dataset.xy(row, col)
+            way = Transformer.from_crs(dataset.crs, "EPSG:32648", always_xy=True)
+        c, r = (np.floor(v).astype(int) for v in ~place @ way.transform(np.asarray(x), np.asarray(y)))
+        inside = (r >= 0) & (r < SMALL.size) & (c >= 0) & (c < SMALL.size)
+        red, nir = (read(folder, ending)[row, col][inside] * 0.0000275 - 0.2 for ending in ("SR_B4", "SR_B5"))
+        green = (nir - red) / (nir + red)
+        lost = driver[r[inside], c[inside]] != NO_DATA
+        assert lost.sum() > 1000
+        # what will be cleared is as green as what stays forest, which is most of the rest
+        assert np.quantile(green[lost], 0.02) > 0.6
+        assert np.median(green[lost]) == pytest.approx(np.median(green[~lost]), abs=0.03)
+
+
+def test_parameters_of_a_province_without_scenes_before_stand_as_ever() -> None:
+    assert "before" not in SMALL.record()
+    assert replace(SMALL, before=1).record() == {**asdict(SMALL), "before": 1}
+
+
 def test_clouds_are_seen_and_flagged(province: Province) -> None:
     bright, flagged, shaded = [], [], []
     for folder in scenes(province):
@@ -283,7 +315,15 @@ def test_the_way_home_errs_by_less_than_a_centimetre(crs: str, pixel: float) -> 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"size": 90}, {"loss_share": 0.5}, {"cloud": 1.5}, {"loss_years": ()}, {"loss_years": (1999,)}, {"dates": 0}],
+    [
+        {"size": 90},
+        {"loss_share": 0.5},
+        {"cloud": 1.5},
+        {"loss_years": ()},
+        {"loss_years": (1999,)},
+        {"dates": 0},
+        {"before": 9},
+    ],
 )
 def test_impossible_provinces_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):

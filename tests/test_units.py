@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import box
 
-from pipeline.config import Overlay, UnitLayer
+from pipeline.config import UnitLayer
 from pipeline.errors import ConfigError
 from pipeline.grid import area_ha
 from pipeline.labels import FOREST_LOSS_DRIVERS
 from pipeline.units import (
     OUTSIDE,
     OUTSIDE_NAME,
+    assign_and_count,
     assign_units,
-    overlay_shares,
+    overlap_warning,
     read_units,
     region_as_unit,
     summary_table,
@@ -61,6 +62,41 @@ def test_ties_go_to_the_first_unit():
 def test_nothing_to_assign():
     assert assign_units(array_of(), array_of(square(0, 0))).tolist() == []
     assert assign_units(array_of(square(0, 0)), array_of()).tolist() == [-1]
+
+
+def test_events_where_units_overlap_are_counted_and_said():
+    events = array_of(square(0.2, 0.2, 0.1), square(0.94, 0.5, 0.1), square(5, 5, 0.1))
+    apart, over = array_of(square(0, 0), square(1, 0)), array_of(square(0, 0), square(1, 0), square(0.1, 0.1, 0.5))
+    assert [part.tolist() if k == 0 else part for k, part in enumerate(assign_and_count(events, apart))] == [
+        [0, 0, -1], 0,
+    ]  # fmt: skip
+    owner, doubled = assign_and_count(events, over)
+    assert (owner.tolist(), doubled) == ([0, 0, -1], 1)
+    assert overlap_warning("admin.gpkg", 0) == []
+    assert overlap_warning("admin.gpkg", 1) == [
+        "units admin.gpkg: 1 events lie where units overlap; each counts once, in the unit with most of it"
+    ]
+
+
+def test_units_without_a_crs_are_refused_in_one_line(tmp_path):
+    with pytest.warns(UserWarning, match="crs"):
+        layer = unit_file(tmp_path, [("a", "A", square(0, 0))], crs=None, name="admin.shp")
+    with pytest.raises(ConfigError, match=r"region.units .*admin.shp: has no CRS; assign one and save it again"):
+        read_units(layer)
+
+
+def test_ten_thousand_units(tmp_path):
+    boxes = shapely.box(
+        *np.indices((100, 100)).reshape(2, -1) * 0.01, *(np.indices((100, 100)).reshape(2, -1) + 1) * 0.01
+    )
+    units, warnings = read_units(unit_file(tmp_path, [(k, f"unit {k}", g) for k, g in enumerate(boxes)]))
+    assert (len(units), warnings) == (10_000, [])
+    rng = np.random.default_rng(0)
+    events = shapely.buffer(shapely.points(rng.random((3000, 2))), 0.002, quad_segs=1)
+    owner, doubled = assign_and_count(events, np.asarray(units.geometry.values))
+    assert doubled == 0
+    shared = shapely.area(shapely.intersection(events, np.asarray(units.geometry.values)[owner]))
+    assert (shared >= shapely.area(events) / 4).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -215,31 +251,3 @@ def test_a_region_without_units_is_its_own():
     unit = region_as_unit("riau", square(100, 0))
     assert unit["unit_id"].tolist() == unit["unit_name"].tolist() == ["riau"]
     assert unit.geom_type.tolist() == ["MultiPolygon"]
-
-
-# ---------------------------------------------------------------------------------------------- overlays
-
-
-def overlay_of(folder, *shapes):
-    path = folder / "peat.gpkg"
-    gpd.GeoDataFrame({"n": range(len(shapes))}, geometry=list(shapes), crs="EPSG:4326").to_file(path)
-    return Overlay(name="peat", path=path)
-
-
-def test_shares_of_an_overlay_count_its_overlaps_once(tmp_path):
-    overlay = overlay_of(tmp_path, box(0, 0, 0.5, 1), box(0.25, 0, 0.5, 1), square(0, 0, 0.1))
-    events = array_of(square(0, 0), square(0.1, 0.2, 0.1), square(3, 3), square(0.5, 0))
-    shares, warnings = overlay_shares(events, overlay)
-    assert shares.tolist() == pytest.approx([0.5, 1, 0, 0], abs=1e-6)
-    assert warnings == []
-
-
-def test_an_overlay_without_polygons_is_said(tmp_path):
-    shares, warnings = overlay_shares(array_of(square(0, 0)), overlay_of(tmp_path, shapely.Point(0, 0)))
-    assert shares.tolist() == [0]
-    assert warnings == ["overlay peat: peat.gpkg holds no polygon; the share is 0 everywhere"]
-
-
-def test_a_bow_tie_overlay_is_repaired(tmp_path):
-    overlay = overlay_of(tmp_path, shapely.from_wkt("POLYGON((0 0, 1 1, 1 0, 0 1, 0 0))"))
-    assert overlay_shares(array_of(square(0, 0)), overlay)[0].tolist() == pytest.approx([0.5], abs=1e-4)

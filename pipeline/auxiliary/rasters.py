@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
     from shapely.geometry.base import BaseGeometry as Geometry
 
-WIDTH = {"mean": 1, "slope": 1, "aspect": 2, "share": 1}
+WIDTH = {"mean": 1, "slope": 1, "aspect": 2, "share": 1, "known": 1}
 """Columns of each measure of a raster."""
 _EXACT = 256
 """Windows of at most so many cells are weighed by the covered part of each cell, larger ones by cell centres."""
@@ -39,10 +39,16 @@ class _Ground:
 
 
 class RasterSampler:
-    """Samples one band of an open raster with several measures at once; every window is read once."""
+    """Samples one band of an open raster with several measures at once; every window is read once.
 
-    def __init__(self, raster: DatasetReader, band: int, measures: Sequence[str]) -> None:
-        self._raster, self._band, self._measures = raster, band, tuple(measures)
+    `share` counts cells whose value is one of `classes`, or without these, is not 0; `known` counts cells that have a
+    value at all.
+    """
+
+    def __init__(
+        self, raster: DatasetReader, band: int, measures: Sequence[str], classes: Sequence[float] = ()
+    ) -> None:
+        self._raster, self._band, self._measures, self._classes = raster, band, tuple(measures), list(classes)
         self._margin = 1 if {"slope", "aspect"} & set(measures) else 0
         crs = CRS.from_user_input(raster.crs)
         self._geographic = crs.is_geographic
@@ -79,6 +85,13 @@ class RasterSampler:
                 break
         return np.where(weights > 0, sums / np.where(weights > 0, weights, 1.0), np.nan)
 
+    def inside(self, polygon: Geometry) -> float:
+        """Share 0..1 of a polygon (raster's CRS, not empty) that lies inside the raster's frame."""
+        polygon = self._shifted(polygon)
+        size = self._raster.width, self._raster.height
+        corners = [self._raster.transform @ (size[0] * x, size[1] * y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        return float(polygon.intersection(shapely.Polygon(corners)).area / polygon.area)
+
     def _shifted(self, polygon: Geometry) -> Geometry:
         """The polygon moved by whole turns to where the raster has its longitudes (-180..180 or 0..360)."""
         if not self._geographic:
@@ -109,7 +122,10 @@ class RasterSampler:
             elif measure == "aspect":
                 made += [sine, cosine]
             elif measure == "share":
-                made.append(np.where(np.isfinite(inner), inner != 0, np.nan))
+                counted = np.isin(inner, self._classes) if self._classes else inner != 0
+                made.append(np.where(np.isfinite(inner), counted, np.nan))
+            elif measure == "known":
+                made.append(np.isfinite(inner).astype(np.float64))
             else:
                 made.append(inner)
         return np.stack(made)

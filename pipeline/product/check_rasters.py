@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import defusedxml.ElementTree as ElementTree
 import numpy as np
 import rasterio
 from rio_cogeo.cogeo import cog_validate
@@ -11,7 +12,7 @@ from rio_cogeo.cogeo import cog_validate
 from pipeline.errors import ProductError
 from pipeline.labels import NO_DATA, LabelScheme
 from pipeline.product.rasters import decode_tiles, windows
-from pipeline.product.record import CONFIDENCE_FILE, DRIVERS_FILE
+from pipeline.product.record import CATEGORIES_FILE, CONFIDENCE_FILE, DRIVERS_FILE
 
 
 def cog(path: Path) -> str:
@@ -25,6 +26,19 @@ def cog(path: Path) -> str:
         if dataset.count != 1 or dataset.dtypes[0] != "uint8" or dataset.nodata != NO_DATA or dataset.crs is None:
             raise ProductError(f"must be one uint8 band with a CRS and nodata {NO_DATA}")
     return f"{decode_tiles(path)} tiles decoded"
+
+
+def titles(folder: Path, scheme: LabelScheme) -> str:
+    """Check that GDAL's side file gives each code the title of its class, in both of its forms."""
+    root = ElementTree.fromstring((folder / CATEGORIES_FILE).read_bytes())
+    names = [item.text or "" for item in root.iter("Category")]
+    rows = [[cell.text or "" for cell in row.iter("F")] for row in root.iter("Row")]
+    wanted = {item.code: item.title for item in scheme}
+    if {code: name for code, name in enumerate(names) if name} != wanted:
+        raise ProductError(f"{CATEGORIES_FILE}: category names are not the titles of the label scheme")
+    if {int(row[0]): row[1] for row in rows} != wanted:
+        raise ProductError(f"{CATEGORIES_FILE}: attribute table does not hold the titles of the label scheme")
+    return f"{len(wanted)} classes"
 
 
 def values(folder: Path, scheme: LabelScheme) -> str:

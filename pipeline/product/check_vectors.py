@@ -52,7 +52,7 @@ def load(path: Path, scheme: LabelScheme) -> Vectors:
 
 
 def container(path: Path, scheme: LabelScheme) -> str:
-    """Check the database: integrity, counts, spatial indexes, default styles."""
+    """Check the database: integrity, counts, spatial indexes."""
     if not path.is_file():
         raise ProductError(f"{path}: not there")
     vector = [layer for layer in layers(scheme) if layer.geometry]
@@ -62,10 +62,6 @@ def container(path: Path, scheme: LabelScheme) -> str:
             query = f'SELECT count(*), count(CASE WHEN ST_IsEmpty("geom") = 0 THEN 1 END) FROM "{layer.name}"'
             database.create_function("ST_IsEmpty", 1, _is_empty, deterministic=True)
             counts[layer.name] = tuple(database.execute(query).fetchone())
-        styled = {row[0] for row in database.execute("SELECT f_table_name FROM layer_styles WHERE useAsDefault")}
-    unstyled = [layer.name for layer in vector if layer.name not in styled]
-    if unstyled:
-        raise ProductError(f"layers {unstyled} have no default style")
     verify(path, counts)
     return f"integrity, counts and spatial indexes of {len(vector)} layers"
 
@@ -203,6 +199,59 @@ def dominant(vectors: Vectors) -> str:
     return f"{len(units)} units"
 
 
+def estimates(vectors: Vectors) -> str:
+    """Check adjusted areas: they add up to the mapped ones of their place, lie in their interval, and have a source.
+
+    Loss without a driver has none. The layer `estimates` agrees with `summary` on what is mapped.
+    """
+    summary, table = vectors.frames["summary"], vectors.frames["estimates"]
+    names = {"adjusted_ha": "area_ha_adjusted", "low_ha": "area_ha_low", "high_ha": "area_ha_high"}
+    renamed = table.rename(columns={**names, "mapped_ha": "area_ha"})
+    for layer, frame in (("summary", summary), ("estimates", renamed)):
+        place = ["unit_id", "loss_year", *(["scope"] if "scope" in frame else [])]
+        ids = frame["unit_id"].fillna("region") + " " + frame["loss_year"].astype(str) + " " + frame["driver"]
+        adjusted, low, high = (pd.to_numeric(frame[name]).to_numpy(float, na_value=np.nan) for name in names.values())
+        told, bounded = ~np.isnan(adjusted), ~np.isnan(low) & ~np.isnan(high)
+        without = frame["driver"].isin(WITHOUT_DRIVER).to_numpy()
+        slack = _SUM * np.maximum(np.nan_to_num(adjusted), 1.0)
+        _refuse(without & (told | bounded), ids, f"{layer}: an estimate of loss without a driver")
+        _refuse(told != frame["interval_source"].notna().to_numpy(), ids, f"{layer}: an estimate without its source")
+        _refuse(np.isnan(low) != np.isnan(high), ids, f"{layer}: half an interval")
+        inside = (low >= 0) & (low <= adjusted + slack) & (adjusted <= high + slack)
+        _refuse(bounded & ~inside, ids, f"{layer}: the estimate lies outside its interval")
+        _refuse(bounded & (frame["reference_n"].fillna(0) < 1), ids, f"{layer}: an interval without reference events")
+        _adding_up(frame[~without].assign(adjusted=adjusted[~without]), place, layer)
+    if len(table):
+        _mapped_alike(summary, table)
+    return f"{int(summary['area_ha_adjusted'].notna().sum())} of {len(summary)} rows of summary, {len(table)} estimates"
+
+
+def _adding_up(frame: pd.DataFrame, place: list[str], layer: str) -> None:
+    """Compare the adjusted with the mapped area of each place that has adjusted areas."""
+    grouped = frame.assign(told=frame["adjusted"].notna()).groupby(place, dropna=False)
+    sums = grouped.agg(mapped=("area_ha", "sum"), adjusted=("adjusted", "sum"), told=("told", "all")).reset_index()
+    off = (sums["adjusted"] - sums["mapped"]).abs() > _SUM * sums["mapped"]
+    where = sums["unit_id"].fillna("region").astype(str) + " " + sums["loss_year"].astype(str)
+    _refuse(sums["told"] & off, where, f"{layer}: adjusted areas against mapped")
+
+
+def _mapped_alike(summary: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Compare what is mapped by driver: region, region and year, unit."""
+    year = table["loss_year"].astype(str)
+    parts = (
+        (["driver"], (table["scope"] == "region") & (year == "all")),
+        (["loss_year", "driver"], (table["scope"] == "region") & (year != "all")),
+        (["unit_id", "driver"], table["scope"] == "unit"),
+    )
+    rows = summary.assign(loss_year=summary["loss_year"].astype(str), unit_id=summary["unit_id"].astype(str))
+    for keys, chosen in parts:
+        given = rows.groupby(keys)["area_ha"].sum()
+        found = table[chosen].astype({"unit_id": str, "loss_year": str}).groupby(keys)["mapped_ha"].sum()
+        for key in given.index.union(found.index):
+            value, expected = float(found.get(key, 0.0)), float(given.get(key, 0.0))
+            _equal(value, expected, float(given.sum()), f"estimates of {key}: mapped_ha against summary")
+
+
 def containment(vectors: Vectors) -> str:
     """Check that each patch lies inside its event, to 1 % of its area: corners differ, so straight edges do too."""
     patches, events = gpd.GeoDataFrame(vectors.frames["patches"]), vectors.events.drop_duplicates("event_id")
@@ -221,6 +270,7 @@ CHECKS: tuple[tuple[str, Callable[[Vectors], str]], ...] = (
     ("points inside events", places),
     ("areas geodesic", areas),
     ("sums agree", sums),
+    ("estimates", estimates),
     ("main drivers", dominant),
     ("patches inside events", containment),
 )

@@ -1,13 +1,15 @@
 """`drivers.gpkg`: one writer, one file, written beside its place, checked, and renamed.
 
-Besides the layers it holds default styles (`layer_styles`), column titles and value lists (gpkg_schema extension)
-and the run record (gpkg_metadata extension). Version 1.3, which ArcGIS Pro 3.1 and QGIS 3.22 read.
+Besides the layers it holds default styles (`layer_styles`), a QGIS project (`qgis_projects`), column titles and value
+lists (gpkg_schema extension) and the run record (gpkg_metadata extension). Version 1.3, which ArcGIS Pro 3.1 and
+QGIS 3.22 read.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,9 +24,10 @@ from pyogrio.errors import DataLayerError, DataSourceError
 
 from pipeline.errors import ProductError
 from pipeline.labels import LabelScheme
-from pipeline.product.layers import Column, Kind, Layer, domains, layers
-from pipeline.product.record import flatten_record, stable, staged
-from pipeline.product.styles import styles
+from pipeline.product.layers import Column, Kind, Layer, domains, layers, stored_columns
+from pipeline.product.project import Bounds, ProjectFrame, project_row
+from pipeline.product.record import flatten_record, product_title, stable, staged
+from pipeline.product.styles import LayerStyle, styles
 
 _DATE = "2000-01-01T00:00:00.000Z"  # fixed, so that equal runs give equal bytes; when it ran stands in run.json
 _DECIMALS: dict[Kind, int] = {"area": 8, "share": 8, "degree": 7, "float": 3}
@@ -32,7 +35,12 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f]"
 
 
 def write_geopackage(
-    path: Path, frames: Mapping[str, pd.DataFrame], run: Mapping[str, object], scheme: LabelScheme, crs: str
+    path: Path,
+    frames: Mapping[str, pd.DataFrame],
+    run: Mapping[str, object],
+    scheme: LabelScheme,
+    crs: str,
+    grid_crs: str,
 ) -> None:
     """Write the layers of contract order; vector frames come in EPSG:4326 and are stored in `crs`.
 
@@ -42,6 +50,7 @@ def write_geopackage(
         run: the run record; its timings are left out.
         scheme: the classes, for columns, value lists and styles.
         crs: CRS of the stored geometries.
+        grid_crs: CRS of the product's rasters, which the stored project shows too.
 
     Raises:
         ProductError: a column is missing, the disk is full, or what was read back is not what was given.
@@ -55,8 +64,12 @@ def write_geopackage(
                 for layer in plan:
                     _write_layer(temporary, layer, tables[layer.name])
             with closing(sqlite3.connect(temporary)) as database, database:
-                _write_schema(database, plan, tables, scheme)
-                _write_styles(database, plan, scheme)
+                columns = {layer.name: stored_columns(layer, tables[layer.name].columns, run) for layer in plan}
+                looks = styles(plan, columns, scheme)
+                _write_schema(database, columns, scheme)
+                _write_styles(database, plan, looks)
+                frame = ProjectFrame(product_title(run), _note(run), crs, grid_crs, _bounds(tables))
+                _write_project(database, project_row(frame, plan, columns, looks, scheme))
                 _write_metadata(database, stored)
             verify(temporary, {name: _counts(table) for name, table in tables.items()})
         except (DataSourceError, DataLayerError, sqlite3.Error, pa.ArrowException, ProductError) as error:
@@ -210,35 +223,29 @@ CREATE TABLE layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_tabl
 """Tables of the specification's schema and metadata extensions, and QGIS's table of styles."""
 
 
-def _write_schema(
-    database: sqlite3.Connection, plan: tuple[Layer, ...], tables: Mapping[str, pd.DataFrame], scheme: LabelScheme
-) -> None:
+def _write_schema(database: sqlite3.Connection, columns: Mapping[str, tuple[Column, ...]], scheme: LabelScheme) -> None:
     database.executescript(_SCHEMA_SQL)
     specification = "http://www.geopackage.org/spec121/#extension_"
     for table in ("gpkg_data_columns", "gpkg_data_column_constraints", "gpkg_metadata", "gpkg_metadata_reference"):
         name = "metadata" if "metadata" in table else "schema"
-        row = (table, None, f"gpkg_{name}", f"{specification}{name}", "read-write")
-        database.execute("INSERT INTO gpkg_extensions VALUES (?, ?, ?, ?, ?)", row)
+        extension = (table, None, f"gpkg_{name}", f"{specification}{name}", "read-write")
+        database.execute("INSERT INTO gpkg_extensions VALUES (?, ?, ?, ?, ?)", extension)
     for domain, values in domains(scheme).items():
         database.executemany(
             "INSERT INTO gpkg_data_column_constraints (constraint_name, constraint_type, value, description) "
             "VALUES (?, 'enum', ?, ?)",
             [(domain, value, title) for value, title in values.items()],
         )
-    for layer in plan:
-        known = [(c.name, c.title, c.description, c.domain) for c in layer.columns]
-        extra = [
-            (name, name, _extra_text(name), None)
-            for name in tables[layer.name].columns
-            if layer.name == "events" and name != "geometry" and name not in {c.name for c in layer.columns}
-        ]
-        database.executemany(
-            "INSERT INTO gpkg_data_columns VALUES (?, ?, ?, ?, ?, NULL, ?)",
-            [(layer.name, name, title, title, text, domain) for name, title, text, domain in known + extra],
-        )
+    for layer, known in columns.items():
+        times = Counter(column.title for column in known)
+        for column in known:
+            # titles come from configurations and label schemes; the second name of a column must be unique
+            name = column.title if times[column.title] == 1 else f"{column.title} ({column.name})"
+            row = (layer, column.name, name, column.title, column.description, column.domain)
+            database.execute("INSERT INTO gpkg_data_columns VALUES (?, ?, ?, ?, ?, NULL, ?)", row)
 
 
-def _write_styles(database: sqlite3.Connection, plan: tuple[Layer, ...], scheme: LabelScheme) -> None:
+def _write_styles(database: sqlite3.Connection, plan: tuple[Layer, ...], looks: Mapping[str, LayerStyle]) -> None:
     database.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change) "
         "VALUES ('layer_styles', 'attributes', 'layer_styles', 'Default styles', ?)",
@@ -247,9 +254,38 @@ def _write_styles(database: sqlite3.Connection, plan: tuple[Layer, ...], scheme:
     database.executemany(
         "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
         "styleQML, styleSLD, useAsDefault, description, owner, update_time) "
-        "VALUES ('', '', ?, 'geom', ?, ?, ?, 1, '', '', ?)",
-        [(style.layer, style.layer, style.qml, style.sld, _DATE) for style in styles(plan, scheme)],
+        "VALUES ('', '', ?, ?, ?, ?, ?, 1, '', '', ?)",
+        [
+            (layer.name, "geom" if layer.geometry else "", layer.name, look.qml, look.sld, _DATE)
+            for layer, look in ((layer, looks[layer.name]) for layer in plan)
+        ],
     )
+
+
+def _write_project(database: sqlite3.Connection, row: tuple[str, str, str]) -> None:
+    # QGIS's own table: it finds projects by this name, and lists none that gpkg_contents would have to know
+    database.execute("CREATE TABLE qgis_projects (name TEXT PRIMARY KEY, metadata BLOB, content BLOB)")
+    database.execute("INSERT INTO qgis_projects VALUES (?, ?, ?)", row)
+
+
+def _note(run: Mapping[str, object]) -> str:
+    """Return what a reader of the map must know: the model, and whether it is incomplete or simulated."""
+    model = run.get("model")
+    known = [
+        f"Model {model.get('name')} {model.get('version')}." if isinstance(model, Mapping) else "",
+        "" if run.get("complete", True) else "Incomplete: some blocks have no result.",
+        "Simulated landscape or model." if run.get("simulated") else "",
+    ]
+    return " ".join(part for part in known if part)
+
+
+def _bounds(tables: Mapping[str, pd.DataFrame]) -> Bounds | None:
+    """Return the extent of the events, else of the units, else of the blocks."""
+    for name in ("events", "units", "blocks"):
+        west, south, east, north = gpd.GeoDataFrame(tables[name]).total_bounds
+        if np.isfinite([west, south, east, north]).all():
+            return float(west), float(south), float(east), float(north)
+    return None
 
 
 def _write_metadata(database: sqlite3.Connection, run: Mapping[str, object]) -> None:
@@ -264,10 +300,3 @@ def _write_metadata(database: sqlite3.Connection, run: Mapping[str, object]) -> 
 def _number(database: sqlite3.Connection, query: str, *values: str) -> int:
     row = database.execute(query, values).fetchone()
     return -1 if row is None else int(row[0])
-
-
-def _extra_text(name: str) -> str:
-    """Describe a column that the configuration added: a predictor of the region head, or an overlay."""
-    if name.startswith("aux_"):
-        return f"Auxiliary predictor '{name.removeprefix('aux_')}' as the model was given it; NULL = missing"
-    return f"Share of the event's area that lies in '{name}', 0..1"

@@ -1,4 +1,4 @@
-"""Is a product sound? Named checks over the six files, for `clearcause inspect` and for tests."""
+"""Is a product sound? Named checks over its files, for `clearcause inspect` and for tests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pystac
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError
 from pyogrio.errors import DataLayerError, DataSourceError
 from pystac.errors import STACError, STACValidationError
-from pystac.validation import validate_dict
 from rasterio.errors import RasterioError
 from shapely.errors import ShapelyError
 
 from pipeline.errors import ModelError, ProductError
 from pipeline.labels import LabelScheme
-from pipeline.product import check_rasters, check_vectors, record
-from pipeline.product.stac import checksum
+from pipeline.product import check_rasters, check_styles, check_vectors, record
+from pipeline.product.stac import checksum, validate
 
 _DAMAGE = (
     ProductError,
@@ -32,6 +32,8 @@ _DAMAGE = (
     DataLayerError,
     RasterioError,
     ShapelyError,
+    ParseError,
+    DefusedXmlException,
     STACError,
     STACValidationError,
     zlib.error,
@@ -42,6 +44,7 @@ _DAMAGE = (
 """What reading a damaged file can raise: each means that the check failed, with the reason as its detail."""
 
 
+_SIDE_FILE = ".aux.xml"  # where GDAL puts the statistics of a raster that was looked at
 _LONGEST = 400  # characters of a detail; schema validators print whole documents
 
 
@@ -99,6 +102,9 @@ def _checks(folder: Path) -> Iterator[Check]:
         return
     database = folder / record.VECTOR_FILE
     yield _check("GeoPackage", lambda: check_vectors.container(database, scheme))
+    yield _check("default styles", lambda: check_styles.default_styles(database, scheme))
+    yield _check("lists of values", lambda: check_styles.value_lists(database, scheme))
+    yield _check("QGIS project", lambda: check_styles.stored_project(database, scheme))
     loaded: list[check_vectors.Vectors] = []
     yield _check("layers and columns", lambda: _load(database, scheme, loaded))
     for vectors in loaded:
@@ -107,7 +113,9 @@ def _checks(folder: Path) -> Iterator[Check]:
     for name in (record.DRIVERS_FILE, record.CONFIDENCE_FILE):
         yield _check(f"COG {name}", partial(check_rasters.cog, folder / name))
     yield _check("raster values", lambda: check_rasters.values(folder, scheme))
+    yield _check("class titles", lambda: check_rasters.titles(folder, scheme))
     yield _check("STAC item", lambda: _item(folder))
+    yield _check("STAC collection", lambda: _collection(folder))
 
 
 def _check(name: str, function: Callable[[], str]) -> Check:
@@ -131,9 +139,12 @@ def _files(folder: Path) -> str:
     present = {path.name for path in folder.iterdir()}
     missing = sorted(set(record.PRODUCT_FILES) - present)
     foreign = sorted(present - set(record.PRODUCT_FILES))
+    left = [name for name in foreign if name.removesuffix(_SIDE_FILE) in (record.DRIVERS_FILE, record.CONFIDENCE_FILE)]
+    foreign = [name for name in foreign if name not in left]
     if missing or foreign:
         raise ProductError(f"missing: {', '.join(missing) or 'none'}; foreign: {', '.join(foreign) or 'none'}")
-    return f"{len(present)} files"
+    beside = f", and {', '.join(left)} left by a program that opened them" if left else ""
+    return f"{len(record.PRODUCT_FILES)} files{beside}"
 
 
 def _digests(folder: Path) -> str:
@@ -161,12 +172,21 @@ def _load(path: Path, scheme: LabelScheme, into: list[check_vectors.Vectors]) ->
 
 def _item(folder: Path) -> str:
     data = json.loads((folder / record.ITEM_FILE).read_text(encoding="utf-8"))
-    validate_dict(data, pystac.STACObjectType.ITEM, data["stac_version"], extensions=[])
+    validate(data)
     described = {asset["href"].removeprefix("./"): asset for asset in data["assets"].values()}
-    expected = set(record.PRODUCT_FILES) - {record.ITEM_FILE}
+    expected = set(record.PRODUCT_FILES) - {record.ITEM_FILE, record.COLLECTION_FILE}
     if set(described) != expected:
         raise ProductError(f"assets are {sorted(described)} instead of {sorted(expected)}")
     for name in sorted(expected - {record.RUN_FILE}):
         if described[name]["file:checksum"] != checksum(record.sha256(folder / name)):
             raise ProductError(f"file:checksum of {name} is not that of the file")
-    return f"STAC {data['stac_version']}, {len(described)} assets"
+    return f"STAC {data['stac_version']}, {len(data['stac_extensions'])} extensions, {len(described)} assets"
+
+
+def _collection(folder: Path) -> str:
+    data = json.loads((folder / record.COLLECTION_FILE).read_text(encoding="utf-8"))
+    validate(data)
+    item = json.loads((folder / record.ITEM_FILE).read_text(encoding="utf-8"))
+    if item["collection"] != data["id"]:
+        raise ProductError(f"{record.ITEM_FILE} names the collection {item['collection']}, not {data['id']}")
+    return f"STAC {data['stac_version']}, {len(data['stac_extensions'])} extensions"

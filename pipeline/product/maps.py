@@ -6,19 +6,19 @@ It is what the report prints, and what it shows where scripts are off.
 from __future__ import annotations
 
 import base64
+import io
 from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
-import rasterio.shutil
 import shapely
 from affine import Affine
-from rasterio.features import rasterize
-from rasterio.io import MemoryFile
+from PIL import Image, ImageDraw
 
 from pipeline.product.styles import Category
 
 _LONG_SIDE = 1400  # pixels of the picture; the page shows it at about half that size, so it stays sharp in print
+_DOT = 1.5  # pixels: what is no larger is drawn as one
 _MOST_LABELS = 40
 _KILOMETRES_PER_DEGREE = 111.32
 
@@ -73,20 +73,23 @@ def frame_of(*layers: gpd.GeoDataFrame) -> Frame | None:
 def picture(events: gpd.GeoDataFrame, categories: tuple[Category, ...], frame: Frame) -> str:
     """Return the events as a palette PNG in a data URI; hatched categories get diagonal stripes.
 
-    Small events are drawn as at least one pixel, last the smallest, so that none is hidden.
+    Small events are drawn as one pixel, last the smallest, so that none is hidden.
     """
-    canvas = np.zeros((frame.height, frame.width), np.uint8)
     codes = event_codes(events, categories)
     order = np.argsort(-events["area_ha"].to_numpy(float), kind="stable")
-    geometry = along(np.asarray(events.geometry.array), frame)[order]
-    shapes = [(g, int(c)) for g, c in zip(geometry, codes[order], strict=True) if c and g]
-    if shapes:
-        rasterize(shapes, out=canvas, transform=frame.transform, all_touched=True)
+    order = order[codes[order] > 0]
+    shapes, codes = along(np.asarray(events.geometry.array), frame)[order], codes[order]
+    box = shapely.bounds(shapes)
+    low, high = (_pixels(box[:, corner], frame) for corner in ((0, 3), (2, 1)))
+    large = ((high - low) > _DOT).any(axis=1)
+    canvas = _painted(shapes[large], codes[large], frame)
+    column, row = np.floor((low[~large] + high[~large]) / 2).astype(int).T
+    canvas[row, column] = codes[~large]
     hatched = [k for k, category in enumerate(categories, 1) if category.pattern == "hatch"]
     rows, columns = np.indices(canvas.shape, dtype=np.int32)
     canvas[np.isin(canvas, hatched) & ((rows + columns) % 6 >= 3)] = 255
-    palette = {k: (*category.rgb, 255) for k, category in enumerate(categories, 1)}
-    image = _png(canvas, {**palette, 255: (255, 255, 255, 255)}, frame.transform)
+    palette = {k: category.rgb for k, category in enumerate(categories, 1)}
+    image = _png(canvas, {**palette, 255: (255, 255, 255)})
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
@@ -140,16 +143,27 @@ def _pixels(points: np.ndarray, frame: Frame) -> np.ndarray:
     return np.column_stack(~frame.transform @ (points[:, 0], points[:, 1]))
 
 
-def _png(canvas: np.ndarray, palette: dict[int, tuple[int, ...]], transform: Affine) -> bytes:
+def _painted(shapes: np.ndarray, codes: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return a canvas with polygons filled in turn; what lies in a hole is painted after what lies around it."""
+    image = Image.new("L", (frame.width, frame.height))
+    brush = ImageDraw.Draw(image)
+    parts, shape = shapely.get_parts(shapes, return_index=True)
+    lines, part = shapely.get_rings(parts, return_index=True)
+    points, line = shapely.get_coordinates(lines, return_index=True)
+    corners = _pixels(points, frame).ravel().tolist()
+    end = (2 * np.cumsum(np.bincount(line, minlength=len(lines)))).tolist()
+    shell = np.diff(part, prepend=-1) > 0
+    fill = np.where(shell, codes[shape[part]], 0).tolist()
+    for a, b, value in zip([0, *end[:-1]], end, fill, strict=True) if end else ():
+        brush.polygon(corners[a:b], fill=value)
+    return np.array(image)
+
+
+def _png(canvas: np.ndarray, palette: dict[int, tuple[int, int, int]]) -> bytes:
     """Return a palette PNG; index 0 is transparent."""
-    height, width = canvas.shape
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff", width=width, height=height, count=1, dtype="uint8", nodata=0, transform=transform
-        ) as source:
-            source.write(canvas, 1)
-            source.write_colormap(1, {0: (255, 255, 255, 0), **palette})
-        with MemoryFile(ext=".png") as target:
-            with memory.open() as source:
-                rasterio.shutil.copy(source, target.name, driver="PNG", ZLEVEL="9")
-            return bytes(target.read())
+    image = Image.fromarray(canvas)
+    colours = [palette.get(k, (255, 255, 255)) for k in range(256)]
+    image.putpalette([part for colour in colours for part in colour])
+    content = io.BytesIO()
+    image.save(content, "PNG", transparency=0, compress_level=9)
+    return content.getvalue()

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from pipeline.errors import ProductError
 from pipeline.labels import NO_DATA, LabelScheme
-from pipeline.product.record import staged
+from pipeline.product.record import staged, write_file
 
 _WINDOW = 2048
 _TILE = 512
@@ -25,12 +25,16 @@ _TILE = 512
 
 @dataclass(frozen=True)
 class Band:
-    """How a uint8 band is described: `colours` code to #rrggbb, `tags` name to text; `overviews` a GDAL method."""
+    """How a uint8 band is described: `colours` code to #rrggbb, `tags` name to text; `overviews` a GDAL method.
+
+    With `measured` its statistics are written too: QGIS otherwise computes them and leaves a file of its own behind.
+    """
 
     description: str
     overviews: str
     colours: dict[int, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    measured: bool = False
 
 
 def drivers_band(scheme: LabelScheme) -> Band:
@@ -42,7 +46,34 @@ def drivers_band(scheme: LabelScheme) -> Band:
 
 def confidence_band() -> Band:
     """Return the description of `confidence.tif`: percent."""
-    return Band("Confidence of the driver (percent)", "NEAREST", tags={"units": "percent"})
+    return Band("Confidence of the driver (percent)", "AVERAGE", tags={"units": "percent"}, measured=True)
+
+
+def write_categories(path: Path, scheme: LabelScheme) -> None:
+    """Write the class titles of `drivers.tif` as GDAL's side file: category names and a raster attribute table.
+
+    Raises:
+        OSError, ProductError: the disk is full; names the path.
+    """
+    root = ET.Element("PAMDataset")
+    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    titles = {item.code: item.title for item in scheme}
+    names = ET.SubElement(band, "CategoryNames")  # their place is their code
+    for code in range(max(titles) + 1):
+        ET.SubElement(names, "Category").text = titles.get(code, "")
+    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    # type 0 integer, 2 text; usage 5 the value, 2 its name, 6 to 8 red, green, blue (GDAL's GDALRATFieldUsage)
+    fields = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+    for index, (name, kind, usage) in enumerate(fields):
+        field_ = ET.SubElement(table, "FieldDefn", index=str(index))
+        for key, value in (("Name", name), ("Type", kind), ("Usage", usage)):
+            ET.SubElement(field_, key).text = str(value)
+    for index, item in enumerate(scheme):
+        row = ET.SubElement(table, "Row", index=str(index))
+        for value in (item.code, item.title, *bytes.fromhex(item.colour[1:])):
+            ET.SubElement(row, "F").text = str(value)
+    ET.indent(root)
+    write_file(path, ET.tostring(root, encoding="utf-8") + b"\n")
 
 
 def write_cog(source: Path, target: Path, band: Band) -> None:
@@ -75,6 +106,28 @@ def windows(width: int, height: int) -> Iterator[Window]:
     for row in range(0, height, _WINDOW):
         for column in range(0, width, _WINDOW):
             yield Window(column, row, min(_WINDOW, width - column), min(_WINDOW, height - row))
+
+
+def statistics(path: Path) -> dict[str, str]:
+    """Return GDAL's statistics of a uint8 band, by GDAL's names, exact over all pixels; empty where all is no data."""
+    counts = np.zeros(256, np.int64)
+    with rasterio.open(path) as dataset:
+        for window in windows(dataset.width, dataset.height):
+            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+    total, known = int(counts.sum()), np.delete(counts, NO_DATA)
+    if not known.any():
+        return {}
+    values = np.arange(256)[np.arange(256) != NO_DATA]
+    mean = float(np.average(values, weights=known))
+    present = values[known > 0]
+    figures = {
+        "MINIMUM": float(present[0]),
+        "MAXIMUM": float(present[-1]),
+        "MEAN": mean,
+        "STDDEV": float(np.sqrt(np.average((values - mean) ** 2, weights=known))),
+        "VALID_PERCENT": 100 * int(known.sum()) / total,
+    }
+    return {f"STATISTICS_{name}": f"{value:.6g}" for name, value in figures.items()}
 
 
 def decode_tiles(path: Path) -> int:
@@ -121,7 +174,8 @@ def _described(source: Path, band: Band) -> str:
     item = ET.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
     ET.SubElement(item, "Description").text = band.description
     metadata = ET.SubElement(item, "Metadata")
-    for key, value in band.tags.items():
+    tags = {**band.tags, **(statistics(source) if band.measured else {})}
+    for key, value in tags.items():
         ET.SubElement(metadata, "MDI", key=key).text = value
     ET.SubElement(item, "NoDataValue").text = str(NO_DATA)
     if band.colours:

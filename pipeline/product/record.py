@@ -18,7 +18,19 @@ REPORT_FILE = "report.html"
 VECTOR_FILE = "drivers.gpkg"
 DRIVERS_FILE = "drivers.tif"
 CONFIDENCE_FILE = "confidence.tif"
-PRODUCT_FILES = (VECTOR_FILE, DRIVERS_FILE, CONFIDENCE_FILE, ITEM_FILE, REPORT_FILE, RUN_FILE)
+CATEGORIES_FILE = "drivers.tif.aux.xml"
+"""Class titles of `drivers.tif`: GeoTIFF has no place for them, so GDAL, QGIS and ArcGIS read them from this name."""
+COLLECTION_FILE = "collection.json"
+PRODUCT_FILES = (
+    VECTOR_FILE,
+    DRIVERS_FILE,
+    CATEGORIES_FILE,
+    CONFIDENCE_FILE,
+    ITEM_FILE,
+    COLLECTION_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+)
 
 TIMINGS = "timings"
 """Key of the run record that holds whatever differs between two equal runs; it appears in `run.json` only."""
@@ -63,6 +75,14 @@ def sha256(path: Path) -> str:
     """Return the lower-case hexadecimal SHA-256 of a file; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def product_title(run: Mapping[str, object]) -> str:
+    """Return the title of a product: its region and years, as its record names them."""
+    years = run.get("years")
+    known = sorted(years) if isinstance(years, list) and years else []
+    span = "" if not known else f", {known[0]}" if known[0] == known[-1] else f", {known[0]} to {known[-1]}"
+    return f"Drivers of forest loss, {run.get('region', 'unnamed region')}{span}"
 
 
 def stable(run: Mapping[str, object]) -> dict[str, object]:

@@ -1,18 +1,20 @@
 """Layer styles (QML for QGIS 3.22 and newer, SLD 1.1) generated from the label scheme: one source of truth.
 
-The same categories draw the map and the legend of the report.
+The same categories draw the map and the legend of the report, and the layers of the stored QGIS project.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.labels import LabelScheme
-from pipeline.product.layers import Column, Layer
+from pipeline.product.layers import Column, Layer, domains
 
 NO_IMAGERY_COLOUR = "#9e9e9e"
 FAILED_COLOUR = "#4a2c3a"
@@ -38,11 +40,15 @@ class Category:
 
 @dataclass(frozen=True)
 class LayerStyle:
-    """The default style of one layer: `qml` and `sld` documents."""
+    """The default style of one layer: `qml` and `sld` documents; a table has no `sld`, its `qml` no colours.
+
+    `body` is what stands inside `qml`, for the stored QGIS project.
+    """
 
     layer: str
     qml: str
-    sld: str
+    sld: str | None
+    body: Markup
 
 
 def event_categories(scheme: LabelScheme) -> tuple[Category, ...]:
@@ -62,9 +68,17 @@ def event_categories(scheme: LabelScheme) -> tuple[Category, ...]:
     return (*sure, *unsure, *rest)
 
 
-def styles(layers: tuple[Layer, ...], scheme: LabelScheme) -> list[LayerStyle]:
-    """Return one default style for each layer with a geometry."""
-    return [_render(layer, *_rules(layer.name, scheme)) for layer in layers if layer.geometry]
+def styles(
+    plan: tuple[Layer, ...], columns: Mapping[str, tuple[Column, ...]], scheme: LabelScheme
+) -> dict[str, LayerStyle]:
+    """Return one default style for each layer and table; `columns` are the stored ones (see `stored_columns`)."""
+    return {layer.name: _render(layer, columns[layer.name], scheme) for layer in plan}
+
+
+def outline(columns: tuple[Column, ...], scheme: LabelScheme) -> Markup:
+    """Return the style of a layer's borders alone: for units drawn over events."""
+    border = Category("", "Unit", "#3c3c3c", (), "outline")
+    return _body(columns, scheme, "''", (border,))
 
 
 def _driver(name: str, title: str, colour: str) -> Category:
@@ -91,16 +105,24 @@ def _rules(layer: str, scheme: LabelScheme) -> tuple[str, tuple[Category, ...]]:
     return column, (*drivers, Category("", "No driver known", NO_LOSS_COLOUR, ()))
 
 
-def _render(layer: Layer, expression: str, categories: tuple[Category, ...]) -> LayerStyle:
-    fields: tuple[Column, ...] = layer.columns
-    values = {"layer": layer, "expression": expression, "categories": categories, "fields": fields}
-    environment = _environment()
-    qml = environment.get_template("style.qml").render(values)
-    return LayerStyle(layer.name, qml, environment.get_template("style.sld").render(values))
+def _render(layer: Layer, columns: tuple[Column, ...], scheme: LabelScheme) -> LayerStyle:
+    expression, categories = _rules(layer.name, scheme) if layer.geometry else ("", ())
+    body = _body(columns, scheme, expression, categories)
+    qml = environment().get_template("style.qml").render(layer=layer, body=body)
+    sld = environment().get_template("style.sld").render(layer=layer, categories=categories) if categories else None
+    return LayerStyle(layer.name, qml, sld, body)
+
+
+def _body(
+    columns: tuple[Column, ...], scheme: LabelScheme, expression: str, categories: tuple[Category, ...]
+) -> Markup:
+    values = {"expression": expression, "categories": categories, "fields": columns, "domains": domains(scheme)}
+    return Markup(environment().get_template("style_body.xml").render(values))
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the environment of the product's XML templates."""
     return Environment(
         loader=PackageLoader("pipeline.product"),
         autoescape=True,  # the templates are XML: every title and name is escaped

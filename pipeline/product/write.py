@@ -1,4 +1,4 @@
-"""The product of one run: six files, written one after the other, `run.json` last."""
+"""The product of one run: its files, written one after the other, `run.json` last."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import rasterio
+
 from pipeline.errors import ProductError
 from pipeline.models.card import ModelCard
 from pipeline.pictures import ChipPair
 from pipeline.product import record
 from pipeline.product.geopackage import write_geopackage
-from pipeline.product.rasters import confidence_band, drivers_band, write_cog
+from pipeline.product.rasters import confidence_band, drivers_band, write_categories, write_cog
 from pipeline.product.report import write_report
-from pipeline.product.stac import make_item, public_href, write_item
+from pipeline.product.stac import make_collection, make_item, public_href, write_stac
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -34,6 +36,7 @@ class ProductInputs:
         scenes: Polygon or None; an optional `href` becomes a link of the STAC Item.
         blocks: Polygon.
         summary: areas by unit, loss year and driver; no_imagery and failed are rows too.
+        estimates: areas and accuracy estimated for the region, its years and its units; may be empty.
         run: nested, JSON-able; whatever differs between two equal runs stands under `timings`, in `run.json` only.
             `complete`, `simulated`, `warnings`, `versions`, `config` and `aoi` (GeoJSON) are used where present.
         drivers: class codes, tiled uint8 GeoTIFF on the run grid, 255 = no data.
@@ -51,6 +54,7 @@ class ProductInputs:
     scenes: GeoDataFrame
     blocks: GeoDataFrame
     summary: DataFrame
+    estimates: DataFrame
     run: dict[str, object]
     drivers: Path
     confidence: Path
@@ -59,7 +63,7 @@ class ProductInputs:
 
 
 def write_product(inputs: ProductInputs, folder: Path) -> None:
-    """Write the six files of a product into an existing empty `folder`; equal inputs give equal bytes.
+    """Write all files of a product into an existing empty `folder`; equal inputs give equal bytes.
 
     Every file is flushed, read back and compared; `run.json` comes last, so it is there if and only if all is.
 
@@ -71,16 +75,20 @@ def write_product(inputs: ProductInputs, folder: Path) -> None:
         raise ProductError(f"{folder}: a product is written into an existing, empty folder")
     scheme = inputs.card.scheme
     run = _record(inputs)
-    frames = {name: getattr(inputs, name) for name in ("events", "patches", "units", "scenes", "blocks", "summary")}
+    names = ("events", "patches", "units", "scenes", "blocks", "summary", "estimates")
+    frames = {name: getattr(inputs, name) for name in names}
     if "href" in inputs.scenes:  # an address may carry a signature, a path names somebody's machine
         href = [public_href(value) or None for value in inputs.scenes["href"]]
         frames["scenes"] = inputs.scenes.assign(href=href)
     write_cog(inputs.drivers, folder / record.DRIVERS_FILE, drivers_band(scheme))
+    write_categories(folder / record.CATEGORIES_FILE, scheme)
     write_cog(inputs.confidence, folder / record.CONFIDENCE_FILE, confidence_band())
-    write_geopackage(folder / record.VECTOR_FILE, frames, run, scheme, inputs.crs)
+    with rasterio.open(folder / record.DRIVERS_FILE) as dataset:
+        grid_crs = dataset.crs.to_wkt()
+    write_geopackage(folder / record.VECTOR_FILE, frames, run, scheme, inputs.crs, grid_crs)
     write_report(folder / record.REPORT_FILE, inputs, record.stable(run))
-    item = make_item(folder, inputs.region, inputs.years, scheme, frames, run)
-    write_item(folder / record.ITEM_FILE, item)
+    item = make_item(folder, inputs.card, inputs.years, frames, run)
+    write_stac(folder, item, make_collection(folder, inputs.card, item, run))
     record.write_run(folder, run)
 
 

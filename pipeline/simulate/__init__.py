@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pyproj import Transformer
 
-from pipeline.simulate.bundles import SceneWriter, Track, overpasses
+from pipeline.simulate.bundles import SceneWriter, Track, overpasses, overpasses_before
 from pipeline.simulate.grids import Grid
 from pipeline.simulate.landscape import build_landscape
 from pipeline.simulate.params import Province, ProvinceParams
@@ -49,6 +49,8 @@ def simulate(folder: Path, params: ProvinceParams, window: int = 1024) -> Provin
         writer = SceneWriter(ground, home, track, params)
         passes = overpasses(track, params, _centre_lon(params), _LAT)
         shares = _cloud_shares(params, track.path, len(passes))
+        early = overpasses_before(track, params, _centre_lon(params), _LAT)
+        passes, shares = [*passes, *early], [*shares, *[params.cloud / 3] * len(early)]
         for overpass, share in zip(passes, shares, strict=True):
             writer.write(paths.scenes, overpass, share, window)
     write_table(paths.truth_table, params, home, areas)

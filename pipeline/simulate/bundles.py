@@ -80,17 +80,31 @@ def overpasses(track: Track, params: ProvinceParams, lon: float, lat: float) -> 
     The 16-day phase is that of Landsat 8 over path 218 on 2019-01-14; each path further west follows 7 days later;
     Landsat 9 (data since 2021-11) flies 8 days apart.
     """
-    rng = np.random.default_rng([params.seed, 3, track.path])
     years = np.linspace(min(params.loss_years), max(params.loss_years) + 2, params.dates)
+    return _passes(track, np.rint(years).astype(int).tolist(), [params.seed, 3, track.path], (lon, lat), 1)
+
+
+def overpasses_before(track: Track, params: ProvinceParams, lon: float, lat: float) -> list[Overpass]:
+    """One overpass in each of the `params.before` years before the first loss year: no clearing is to be seen yet."""
+    first = min(params.loss_years)
+    return _passes(track, list(range(first - params.before, first)), [params.seed, 8, track.path], (lon, lat), 0)
+
+
+def _passes(
+    track: Track, years: list[int], seed: list[int], place: tuple[float, float], late: int
+) -> list[Overpass]:  # fmt: skip
+    """One overpass a year over `place` (degrees), at most `late` years after it."""
+    rng = np.random.default_rng(seed)
+    lon, lat = place
     found: dict[date, Overpass] = {}
-    for year in np.rint(years).astype(int):
+    for year in years:
         while True:
             mean, spread = (228.0, 38.0) if rng.random() < 0.85 else (60.0, 50.0)
-            wanted = date(int(year), 1, 1) + timedelta(days=int(np.clip(rng.normal(mean, spread), 0, 360)))
+            wanted = date(year, 1, 1) + timedelta(days=int(np.clip(rng.normal(mean, spread), 0, 360)))
             satellite = 9 if wanted >= date(2021, 11, 1) and rng.random() < 0.5 else 8
             phase = ((track.path - 218) * 7 + (8 if satellite == 9 else 0) - (wanted - date(2019, 1, 14)).days) % 16
             day = wanted + timedelta(days=phase)
-            if day not in found and day.year <= year + 1:
+            if day not in found and day.year <= year + late:
                 break
         seconds = 3600 * (10.12 - lon / 15) + float(rng.uniform(-60, 60))
         azimuth, elevation = sun_position(day, seconds / 3600, lon, lat)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 
@@ -21,6 +22,8 @@ class ProvinceParams:
         loss_share: share of the province that is loss, 0.01..0.30; a small province holds more, since every driver has
             at least one object (about 650 pixels in all).
         two_zones: the province straddles a UTM zone border and is seen by two path/rows; otherwise by one.
+        before: overpasses per path/row that show the forest still standing, one in each year before the first loss
+            year, with a third of the cloud. They change no other file.
     """
 
     size: int = 1200
@@ -30,6 +33,7 @@ class ProvinceParams:
     cloud: float = 0.15
     loss_share: float = 0.08
     two_zones: bool = True
+    before: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated; raises InputError."""
@@ -39,12 +43,17 @@ class ProvinceParams:
             "cloud": (self.cloud, 0.0, 0.9),
             "loss_share": (self.loss_share, 0.01, 0.30),
             "seed": (self.seed, 0, 2**32 - 1),
+            "before": (self.before, 0, 5),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise InputError(f"simulated province: {name} is {value}; it must be {low} to {high}")
         if not self.loss_years or not all(2001 <= year <= 2023 for year in self.loss_years):
             raise InputError(f"simulated province: loss_years {self.loss_years} must be calendar years 2001 to 2023")
+
+    def record(self) -> dict[str, Any]:
+        """The parameters as truth.json keeps them; `before` stands there only where such scenes were asked for."""
+        return {key: value for key, value in asdict(self).items() if key != "before" or value}
 
 
 @dataclass(frozen=True)

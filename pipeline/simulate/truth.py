@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -195,7 +194,7 @@ def write_table(path: Path, params: ProvinceParams, home: Grid, areas: dict[str,
     record = {
         "simulated": True,
         "seed": params.seed,
-        "params": asdict(params),
+        "params": params.record(),
         "crs": home.crs,
         "area_unit": "hectares on the WGS 84 ellipsoid",
         "area_ha": areas,
