@@ -47,7 +47,12 @@ class Product:
         except (DataSourceError, DataLayerError) as error:
             raise ProductError(f"{path}: layer {name} cannot be read ({' '.join(str(error).split())})") from error
         stored = crs or (frame.crs.to_string() if known[name].geometry else "EPSG:4326")
-        return prepare(known[name], frame, stored)
+        try:
+            return prepare(known[name], frame, stored)
+        except ProductError as error:
+            told = self.run.get("versions")
+            version = told.get("clearcause") if isinstance(told, dict) else None
+            raise ProductError(f"{path}: {error}; it was written by version {version}, run its region again") from error
 
     @property
     def grid_crs(self) -> str:
