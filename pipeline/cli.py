@@ -82,10 +82,8 @@ def run(
     json_: Json = False,
     option: Options = None,
 ) -> None:
-    """Run a region: configuration to product. Running it again does nothing if nothing has changed.
-
-    Ten parameters: they are the command line.
-    """
+    """Run a region: configuration to product. Running it again does nothing if nothing has changed."""
+    # Ten parameters: they are the command line
     parsed = _load(config, option, out=out, year=year, executor=executor)
     names = tuple(block.strip() for block in blocks.split(",") if block.strip())
     outcome = _run(parsed, names, allow_incomplete=allow_incomplete, replan=replan, prefect=not no_prefect)
@@ -267,6 +265,25 @@ def fetch(
     print(f"{len(kept.scenes)} scenes at hand, {len(lost)} could not be had; cache: {parsed.imagery.cache}")
     for scene, reason in lost:
         print(f"lost {scene}: {reason}")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="configuration file (YAML)", metavar="[CONFIG]")] = None,
+    json_: Json = False,
+    option: Options = None,
+) -> None:
+    """Check what a run needs: versions, memory, GPU, disk, Prefect, Dask, model, files, archives. Exit 1 on a fault."""
+    from flows.doctor import examine
+
+    found = list(examine(_load(config, option) if config else None))
+    if json_:
+        print(json.dumps([vars(finding) for finding in found]))
+    else:
+        for finding in found:
+            print(f"{finding.state:<5} {finding.check:<16} {finding.text}")
+    if any(finding.state == "fault" for finding in found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -31,10 +31,8 @@ def sample(
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="draw no pictures before and after")] = False,
     json_: Json = False,
 ) -> None:
-    """Draw a stratified random sample of events to interpret: a GeoPackage to fill in, with pictures.
-
-    Nine parameters: they are the command line.
-    """
+    """Draw a stratified random sample of events to interpret: a GeoPackage to fill in, with pictures."""
+    # Nine parameters: they are the command line
     from pipeline.areas.draw import DrawParams
     from pipeline.areas.sampling import make_sample, read_product
 
@@ -97,10 +95,8 @@ def export(
     country: Annotated[str, typer.Option(metavar="XX", help="eudr: ISO code for ProducerCountry")] = "",
     json_: Json = False,
 ) -> None:
-    """Write layers of a product in another format.
-
-    Nine parameters: they are the command line.
-    """
+    """Write layers of a product in another format."""
+    # Nine parameters: they are the command line
     from pipeline.export import ExportParams, export_product
 
     params = ExportParams(to, tuple(layer or ["events"]), per_unit, simplify, points, country)

@@ -58,10 +58,8 @@ def evaluate(
     level: Level = "merged",
     json_: Json = False,
 ) -> None:
-    """Judge a model on labelled events, or compare judgements: --compare A.json --compare B.json ...
-
-    Ten parameters: they are the command line.
-    """
+    """Judge a model on labelled events, or compare judgements: --compare A.json --compare B.json ..."""
+    # Ten parameters: they are the command line
     if compare:
         _compare(compare, json_)
         return

@@ -132,6 +132,13 @@ def _open_torch(package: Package, on_gpu: bool, precision: Precision, threads: i
     return TorchEngine(package, "cuda" if on_gpu else "cpu", precision)
 
 
+def gpu_names() -> list[str]:
+    """Names of the CUDA devices of this process."""
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
 def _use_cuda(device: Device) -> bool:
     if device == "cpu":
         return False
