@@ -71,10 +71,11 @@ def main() -> None:
     archive = args.out / "archive"
     if not archive.is_dir():
         _run("pipeline.simulate.archive", str(archive), "--events", str(args.events))
-    judged = [_forest(archive, args.out, features) for features in ("visible", "visible+aux")]
+    seeds = range(args.seeds)
+    judged = [_forest(archive, args.out, features, seed) for features in ("visible", "visible+aux") for seed in seeds]
     packages: dict[str, list[Path]] = {}
     # seeds outside: a table of fewer seeds is whole sooner
-    for seed in range(args.seeds):
+    for seed in seeds:
         for name, change in rows(archive).items():
             folder = f"{''.join(c if c.isalnum() else '-' for c in name).strip('-')}"
             package = args.out / folder / f"seed-{seed}"
@@ -88,12 +89,13 @@ def main() -> None:
     _run("pipeline.cli", "evaluate", *(word for path in judged for word in ("--compare", str(path))))
 
 
-def _forest(archive: Path, out: Path, features: str) -> Path:
+def _forest(archive: Path, out: Path, features: str, seed: int) -> Path:
     """Judge a random forest on the archive's published split."""
-    path = out / f"forest-{features}.json"
+    path = out / f"forest-{features}-{seed}.json"
     if not path.is_file():
         command = [sys.executable, "-m", "pipeline.cli", "baseline", str(archive), "--features", features]
-        told = subprocess.run([*command, "--split", "published", "--json"], check=True, capture_output=True, text=True)
+        command += ["--split", "published", "--seed", str(seed), "--json"]
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
         # these features' own forest comes last, after the majority class and what needs less
         forest = json.loads(told.stdout)[-1]
         path.write_text(json.dumps(forest))

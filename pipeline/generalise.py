@@ -121,13 +121,30 @@ def _inside_events(polygons: np.ndarray, events: np.ndarray, crs: str, simplify_
 def simplify_degrees(polygons: np.ndarray, crs: str, simplify_m: float, outline: bool = True) -> tuple[np.ndarray, int]:
     """Simplify a coverage given in EPSG:4326, measuring in `crs`: (polygons in EPSG:4326, how many were left)."""
     tolerance = simplify_m / _DEGREE_M if CRS.from_user_input(crs).is_geographic else simplify_m
-    done = simplify_coverage(reproject(polygons, _DEGREES, crs), tolerance, outline)
+    flat = reproject(polygons, _DEGREES, crs)
+    done = simplify_coverage(flat, tolerance, outline)
     out = polygons.copy()
     moved = ~done.left
-    out[moved] = reproject(done.polygons[moved], crs, _DEGREES)
+    out[moved] = _returned(done.polygons[moved], flat, polygons)
     broken = with_neighbours(polygons, moved & ~shapely.is_valid(out))
     out[broken] = polygons[broken]
     return out, int((done.left | broken).sum())
+
+
+def _returned(shapes: np.ndarray, flat: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Shapes made of vertices of `flat`, with the coordinates that those vertices have in `given`.
+
+    Projecting back would move them by the last digit, and neighbours that were not projected would share no border any
+    more.
+    """
+    places = shapely.get_coordinates(flat) @ np.array([1, 1j])
+    order = np.argsort(places)
+    degrees = shapely.get_coordinates(given)[order]
+
+    def back(points: np.ndarray) -> np.ndarray:
+        return np.asarray(degrees[np.searchsorted(places[order], points @ np.array([1, 1j]))])
+
+    return np.asarray(shapely.transform(shapes, back))
 
 
 def _merged(patches: GeoDataFrame, crs: str, smallest: float) -> tuple[GeoDataFrame, int, int]:
@@ -142,5 +159,5 @@ def _merged(patches: GeoDataFrame, crs: str, smallest: float) -> tuple[GeoDataFr
     out = patches.iloc[done.source].reset_index(drop=True)
     out["confidence"] = np.where(grown, np.round(mean, 4), out["confidence"])
     geometry = np.asarray(out.geometry.values).copy()
-    geometry[grown] = reproject(done.polygons[grown], crs, _DEGREES)
+    geometry[grown] = _returned(done.polygons[grown], shapes, np.asarray(patches.geometry.values))
     return out.set_geometry(list(geometry), crs=_DEGREES), done.merged, done.kept
