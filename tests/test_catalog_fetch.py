@@ -126,7 +126,23 @@ def test_a_download_that_broke_off_goes_on(band: bytes, tmp_path: Path) -> None:
     with serve(tmp_path / "www", Plan(share=1.0, faults=("cut",), most=1)) as server:
         scene = scene_at(server.url("b.tif"), sha512_multihash(band))
         fetcher(tmp_path / "cache").scene(scene, ("red",))
-        assert [asked for _, asked, _ in server.log] == [None, f"bytes={len(band) // 2}-"]
+        assert [asked for _, asked, _ in server.log] == [None, f"bytes={len(band) // 2 - 1}-"]
+
+
+def test_a_part_that_is_whole_already_is_taken(band: bytes, tmp_path: Path) -> None:
+    with serve(tmp_path / "www") as server:
+        scene = scene_at(server.url("b.tif"))
+        fetcher(tmp_path / "cache").scene(scene, ("red",))
+        # as a process leaves it that was killed between the download and its commit
+        path = cached_path(scene.assets["red"].href, tmp_path / "cache")
+        version = json.loads(path.with_suffix(".json").read_text())["version"]
+        path.rename(path.with_suffix(".part"))
+        path.with_suffix(".part.json").write_text(json.dumps({"version": version}))
+        path.with_suffix(".json").unlink()
+        server.log.clear()
+        fetcher(tmp_path / "cache").scene(scene, ("red",))
+        assert server.log[0][1] == f"bytes={len(band) - 1}-"
+    assert path.read_bytes() == band
 
 
 def test_a_file_replaced_between_two_attempts_is_begun_anew(band: bytes, tmp_path: Path) -> None:

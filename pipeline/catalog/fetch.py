@@ -164,10 +164,13 @@ def _note(part: Path) -> Path:
 
 
 def _left(part: Path) -> tuple[int, str | None]:
-    """Bytes that an earlier attempt left and their version; without a version they cannot be gone on from."""
+    """Where to go on from what an earlier attempt left, and its version; without a version from the beginning.
+
+    The last byte is asked for again: of a part that is whole already there is none to ask for, which servers refuse.
+    """
     try:
         version = json.loads(_note(part).read_text(encoding="utf-8"))["version"]
-        return part.stat().st_size, str(version)
+        return max(part.stat().st_size - 1, 0), str(version)
     except (OSError, ValueError, KeyError, TypeError):
         return 0, None
 
