@@ -9,16 +9,14 @@ import base64
 import binascii
 import hashlib
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import rasterio
 from rasterio.errors import RasterioError
 
 from pipeline.catalog.check import open_header
+from pipeline.tiles import inflate, tiles
 
 _MULTIHASH = {"11": ("sha1", 20), "12": ("sha256", 32), "13": ("sha512", 64), "d50110": ("md5", 16)}
 """Multihash prefixes (code) -> algorithm and length in bytes (github.com/multiformats/multicodec, table)."""
@@ -77,38 +75,6 @@ def agrees(path: Path, digest: Digest) -> bool:
     return of_file(path, digest.algorithm) == digest.value
 
 
-def spans(path: Path) -> list[tuple[int, int]]:
-    """Return (offset, size) of every tile or strip of a GeoTIFF, overviews too, by offset; raises ValueError."""
-    found = []
-    for level, down, across in _levels(path):
-        with rasterio.open(path, driver="GTiff") as dataset:
-            for row, column in np.ndindex(down, across):
-                place = [
-                    dataset.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1, ovr=level)
-                    for what in ("OFFSET", "SIZE")
-                ]
-                # absent tiles are sparse: all nodata, no bytes
-                if None not in place and int(place[1]):
-                    found.append((int(place[0]), int(place[1])))
-    return sorted(found)
-
-
-def _levels(path: Path) -> list[tuple[int | None, int, int]]:
-    """Return (overview level, rows of tiles, columns of tiles) of a single-band GeoTIFF."""
-    try:
-        with open_header(path) as dataset:
-            count = len(dataset.overviews(1))
-        found = []
-        for level in (None, *range(count)):
-            options = {} if level is None else {"overview_level": level}
-            with rasterio.open(path, driver="GTiff", **options) as dataset:
-                rows, columns = dataset.block_shapes[0]
-                found.append((level, -(-dataset.height // rows), -(-dataset.width // columns)))
-    except RasterioError as error:
-        raise ValueError(f"not a TIFF, or damaged ({' '.join(str(error).split())[:120]})") from error
-    return found
-
-
 def decode_strictly(path: Path) -> bool:
     """Inflate every tile and check its checksum; False where the codec has none (LZW, ZSTD as GDAL writes it, raw).
 
@@ -118,27 +84,17 @@ def decode_strictly(path: Path) -> bool:
     try:
         with open_header(path) as dataset:
             codec = dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", "")
+        if codec == "DEFLATE":
+            inflate(path, tiles(path))
     except RasterioError as error:
         raise ValueError(f"not a TIFF, or damaged ({' '.join(str(error).split())[:120]})") from error
-    if codec != "DEFLATE":
-        return False
-    with path.open("rb") as stream:
-        for offset, size in spans(path):
-            stream.seek(offset)
-            try:
-                inflate = zlib.decompressobj()
-                inflate.decompress(stream.read(size))
-            except zlib.error as error:
-                raise ValueError(f"a tile is damaged ({error})") from error
-            if not inflate.eof:
-                raise ValueError("a tile is cut off")
-    return True
+    return bool(codec == "DEFLATE")
 
 
 def outside_tiles(path: Path) -> list[tuple[int, int]]:
     """Return (first, end) of the stretches of a TIFF that no tile covers: its header and tables."""
     stretches, at = [], 0
-    for offset, size in spans(path):
+    for offset, size in sorted((tile.offset, tile.size) for tile in tiles(path) if tile.offset is not None):
         if offset - at > _GAP or at == 0:
             stretches.append((at, offset))
         at = max(at, offset + size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,7 +35,6 @@ _DAMAGE = (
     DefusedXmlException,
     STACError,
     STACValidationError,
-    zlib.error,
     KeyError,
     TypeError,
     ValueError,

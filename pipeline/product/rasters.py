@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from rasterio.windows import Window
 from pipeline.errors import ProductError
 from pipeline.labels import NO_DATA, LabelScheme
 from pipeline.product.record import staged, write_file
+from pipeline.tiles import inflate, tiles
 
 _WINDOW = 2048
 _TILE = 512
@@ -97,7 +97,7 @@ def write_cog(source: Path, target: Path, band: Band) -> None:
                 )
             decode_tiles(temporary)
             _compare(source, temporary)
-        except (RasterioError, CPLE_BaseError, zlib.error, ProductError) as error:
+        except (RasterioError, CPLE_BaseError, ProductError) as error:
             raise ProductError(f"{target}: could not be written whole ({error}); check the free space") from error
 
 
@@ -133,34 +133,19 @@ def statistics(path: Path) -> dict[str, str]:
 def decode_tiles(path: Path) -> int:
     """Inflate every tile of a deflate GeoTIFF, overviews too, and return their number.
 
-    GDAL does not check the deflate checksum and accepts damaged tiles silently; zlib refuses them.
-
     Raises:
-        ProductError: a tile is missing, cut short or of the wrong length.
-        zlib.error: a tile is damaged.
+        ProductError: a tile is missing, damaged, cut short or of the wrong length.
         RasterioError: the file cannot be opened.
     """
-    count = 0
-    with rasterio.open(path) as dataset:
-        levels = [None, *range(len(dataset.overviews(1)))]
-    with path.open("rb") as file:
-        for level in levels:
-            with rasterio.open(path, **({} if level is None else {"overview_level": level})) as dataset:
-                rows, columns = dataset.block_shapes[0]
-                across, down = -(-dataset.width // columns), -(-dataset.height // rows)
-            with rasterio.open(path) as dataset:
-                for row, column in np.ndindex(down, across):
-                    place = [
-                        dataset.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1, ovr=level)
-                        for what in ("OFFSET", "SIZE")
-                    ]
-                    if None in place:
-                        raise ProductError(f"tile {column},{row} of level {level} is missing")
-                    file.seek(int(place[0]))
-                    if len(zlib.decompress(file.read(int(place[1])))) != rows * columns:
-                        raise ProductError(f"tile {column},{row} of level {level} has the wrong length")
-                    count += 1
-    return count
+    found = tiles(path)
+    missing = [tile.name for tile in found if tile.offset is None]
+    if missing:
+        raise ProductError(f"{missing[0]} is missing")
+    try:
+        inflate(path, found)
+    except ValueError as error:
+        raise ProductError(str(error)) from error
+    return len(found)
 
 
 def _described(source: Path, band: Band) -> str:
