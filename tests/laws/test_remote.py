@@ -90,6 +90,7 @@ def test_a_server_that_fails_in_every_way_changes_nothing(
         assert scenes.loc[~scenes["used"], "reason"].notna().all()
 
 
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 202), marks=pytest.mark.slow)])
 def test_files_are_right_or_listed_under_every_fault(tmp_path: Path, world: World, seeds: range) -> None:
     policy = FetchPolicy(attempts=8, deadline_s=10, backoff_s=0.01, most_backoff_s=0.05, read_s=0.3, low_speed_s=0.2)
