@@ -25,7 +25,6 @@ from pipeline.catalog.fetch import Fetcher
 from pipeline.catalog.scene import Asset
 from pipeline.errors import LossError
 
-ARCHIVE = "https://storage.googleapis.com/earthenginepartners-hansen"
 SIDE = 10
 _STRIP = 2048
 _NORTH, _SOUTH = 80, -60

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,7 +74,6 @@ class HttpReader:
     def __init__(self, policy: FetchPolicy, allow_hosts: tuple[str, ...]) -> None:
         self._policy, self._allow_hosts = policy, allow_hosts
         self._gates = _Gates(policy.per_host)
-        self.requests: dict[str, int] = defaultdict(int)
 
     @contextmanager
     def open(self, href: str, start: int, version: str | None) -> Iterator[Body]:
@@ -120,7 +118,6 @@ class HttpReader:
         policy = self._policy
         for _ in range(policy.most_redirects):
             check_host(url, self._allow_hosts)
-            self.requests[str(urlsplit(url).hostname)] += 1
             try:
                 response = session.get(
                     url,
