@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,3 +75,14 @@ def test_it_is_the_median_of_the_clear_ones_in_any_order_and_by_any_window(seed,
     assert shuffled.tobytes() == image.tobytes()
     part, _ = median_composite(stack[:, :, 1:4, 2:])
     assert part.tobytes() == image[:, 1:4, 2:].tobytes()
+
+
+@pytest.mark.parametrize("scenes", [1, 2, 3, 7, 12, 17])
+def test_runs_of_pixels_join_without_a_gap(scenes):
+    rng = np.random.default_rng(scenes)
+    stack = rng.uniform(-0.2, 1.6, (scenes, 2, 3, 701)).astype(np.float32)
+    stack.transpose(0, 2, 3, 1)[rng.random((scenes, 3, 701)) < 0.4] = NAN
+    image, count = median_composite(stack)
+    np.testing.assert_array_equal(count, (~np.isnan(stack[:, 0])).sum(axis=0))
+    with np.errstate(all="ignore"), pytest.warns(RuntimeWarning) if (count == 0).any() else nullcontext():
+        np.testing.assert_allclose(image, np.nanmedian(stack, axis=0), atol=1e-6)
