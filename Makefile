@@ -54,10 +54,15 @@ bench: setup
 compare: setup
 	$(BIN)/python -m benchmarks.methods
 
-# pins of everything, with digests, for every platform; names no index
+# pins of everything, with digests, for every platform, and of what an image holds and is built with; names no index
 lock: $(STAMP)
-	$(UV) pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.12 --generate-hashes \
+	$(UV) pip compile pyproject.toml --group dev --extra tensorboard --universal --python-version 3.12 --generate-hashes \
 		--no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --universal --python-version 3.13 --constraint requirements.lock --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --quiet --output-file deploy/requirements.lock
+	printf '%s\n' editables hatchling uv | $(UV) pip compile - --universal --python-version 3.13 --generate-hashes \
+		--constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet --upgrade \
+		--output-file deploy/requirements-build.lock
 
 clean:
 	rm -rf $(VENV) $(BOOT) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -10,10 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import RunConfig
 from pipeline.errors import ClearcauseError
+
+if TYPE_CHECKING:
+    import requests
+
+    from pipeline.catalog.faults import FetchPolicy
 
 _TIMEOUT = 10.0
 _LITTLE_DISK, _LITTLE_MEMORY = 20e9, 4 * 2**30
@@ -164,28 +170,66 @@ def _archive(config: RunConfig) -> Iterator[Finding]:
         there = Path(source).exists()
         yield Finding("imagery.source", "ok" if there else "fault", source if there else f"{source}: is not there")
     else:
-        yield _reachable("imagery.source", url, config)
+        yield from _searchable(url, config)
     if config.loss.source == "gfc":
-        yield _reachable("loss.archive", config.loss.archive, config)
+        yield _reachable("loss.archive", config.loss.archive, config.imagery.allow_hosts)
     if config.imagery.requester_pays and not os.environ.get("AWS_ACCESS_KEY_ID"):
         yield Finding("credentials", "note", "imagery.requester_pays is set and AWS_ACCESS_KEY_ID is not")
     if source == "planetary-computer" and not os.environ.get("PC_SDK_SUBSCRIPTION_KEY"):
         yield Finding("credentials", "note", "PC_SDK_SUBSCRIPTION_KEY is not set: tokens are shorter and rarer")
 
 
-def _reachable(key: str, url: str, config: RunConfig) -> Finding:
-    import requests
+def _searchable(url: str, config: RunConfig) -> Iterator[Finding]:
+    """Is there a STAC API at `url`, and may the files of its host be read?"""
+    from urllib.parse import urlsplit
 
-    from pipeline.catalog.faults import FetchFault
-    from pipeline.catalog.readers import check_host
+    from pipeline.catalog.faults import FetchFault, Permanent
+    from pipeline.catalog.hosts import check_host
 
     try:
         check_host(url, config.imagery.allow_hosts)
-        answer = requests.get(url, timeout=_TIMEOUT, stream=True, allow_redirects=False)
-        answer.close()
+    except Permanent as fault:
+        # the configuration names this host as its source, so it is searched; its files are another matter
+        yield Finding("imagery.source", "note", f"files there are not read: {fault.reason}")
+    except FetchFault:
+        # a name that is not known is told below
+        pass
+    yield _reachable("imagery.source", url, (*config.imagery.allow_hosts, urlsplit(url).hostname or ""), api=True)
+
+
+def _reachable(key: str, url: str, allow_hosts: tuple[str, ...], api: bool = False) -> Finding:
+    """Ask once; with `api` what answers must be a STAC API."""
+    import requests
+
+    from pipeline.catalog.faults import FetchFault, FetchPolicy
+    from pipeline.catalog.hosts import ask, judging_session
+
+    policy = FetchPolicy(attempts=1, deadline_s=_TIMEOUT, connect_s=_TIMEOUT, read_s=_TIMEOUT)
+    try:
+        with (
+            judging_session(allow_hosts) as session,
+            ask(session, requests.Request("GET", url), policy, allow_hosts) as answer,
+        ):
+            told = f"{url} answers {answer.status_code}"
+            if api and answer.ok and not _is_stac(answer, policy):
+                return Finding(key, "fault", f"{told}, but it is no STAC API; check the address")
     except FetchFault as fault:
-        return Finding(key, "fault", f"{url}: {fault.reason}")
-    except requests.RequestException as error:
-        return Finding(key, "fault", f"{url}: does not answer ({type(error).__name__}); check the network and proxy")
-    # an archive's root may well be a 403 or 404 for those who only read below it
-    return Finding(key, "ok" if answer.status_code < 500 else "fault", f"{url} answers {answer.status_code}")
+        return Finding(key, "fault", f"{url}: {fault.reason}; check the address, the network and the proxy")
+    # an archive of files may well answer 403 or 404 at its root to those who only read below it
+    return Finding(key, "ok" if answer.ok or (answer.status_code < 500 and not api) else "fault", told)
+
+
+def _is_stac(answer: requests.Response, policy: FetchPolicy) -> bool:
+    from pipeline.catalog.api import MOST_BYTES
+    from pipeline.catalog.hosts import chunks
+
+    content = b""
+    for chunk in chunks(answer, policy, decoded=True):
+        content += chunk
+        if len(content) > MOST_BYTES:
+            return False
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and isinstance(tree.get("links"), list) and "conformsTo" in tree

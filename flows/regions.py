@@ -6,21 +6,31 @@ files: no result is kept by Prefect, so a run that lost its server goes on from 
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.states import Cancelled, Completed
 from prefect.utilities.annotations import quote
+from pydantic import Field
 
+from flows.artifacts import Board, Progress, both
+from flows.pages import Origin, failure_page, summary_page
+from flows.periods import Period, held
 from flows.runtime import open_pool
-from pipeline.artifacts import run_lock
-from pipeline.config import load_config
+from pipeline import steps
+from pipeline.blocks import checkpoint_name
+from pipeline.config import RunConfig, load_config
 from pipeline.errors import ClearcauseError
 from pipeline.graph import run_region
-from pipeline.request import Request
-from pipeline.steps import check_output
+from pipeline.plan import Plan
+from pipeline.request import Outcome, Request
 
 RETRIES = {"plan_run": 2, "fetch_scenes": 2}
 """Stages that talk to the outside are tried again; the others keep their own ledger or are pure."""
@@ -49,38 +59,136 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return not isinstance(error, ClearcauseError)
 
 
+def run_name(config: RunConfig) -> str:
+    """Name of a run: region and years."""
+    return f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
+
+
+# ---------------------------------------------------------------------------------------------- from the program
+
+
 def run_request(request: Request, name: str) -> Any:
-    """Run a request as a Prefect flow; the run's name says region and years."""
+    """Run a request of the program as a Prefect flow; the run's name says region and years."""
+    origin = Origin(("clearcause", *sys.argv[1:]), takes_blocks=sys.argv[1:2] == ["run"])
 
     @flow(name="region", flow_run_name=name, validate_parameters=False, persist_result=False)
     def region() -> Any:
-        return run_region(request, as_task)
+        return _watched(request, origin)
 
     return region()
 
 
-@flow(name="clearcause-region", flow_run_name="{config}", persist_result=False)
+def _watched(request: Request, origin: Origin) -> Outcome:
+    """Run the stages as tasks, with what a person sees of them: progress, and a page at the end."""
+    config = request.config
+    board = Board(config.region.name, runtime.flow_run.id)
+    with Progress(board) as progress:
+        seen = dataclasses.replace(
+            request, pool=progress.pool(request.pool), progress=both(request.progress, progress.record)
+        )
+
+        def call(stage: Callable[..., Any], *arguments: Any) -> Any:
+            if stage is steps.predict_blocks:
+                progress.expect(*_blocks(request, arguments[1]))
+            return as_task(stage, *arguments)
+
+        try:
+            outcome = run_region(seen, call)
+        except Exception as error:
+            page = failure_page(f"{run_name(config)} failed", error, config.work, origin)
+            board.post("failure", "markdown", page, "What failed, and the command that runs it again")
+            raise
+    board.post("summary", "markdown", summary_page(outcome), f"{run_name(config)}: {outcome.status}")
+    return outcome
+
+
+def _blocks(request: Request, plan: Plan) -> tuple[int, set[str]]:
+    """How many blocks are asked for, and those that have their checkpoint already."""
+    asked = [p for p in plan.blocks if not request.blocks or p.block.id in request.blocks]
+    done = {p.block.id for p in asked if (request.work / "blocks" / checkpoint_name(plan, p)).exists()}
+    return len(asked), done
+
+
+# ---------------------------------------------------------------------------------------------- served
+
+Year = Annotated[int, Field(ge=2001, le=2255)]
+BlockId = Annotated[str, Field(pattern=r"^r\d{4,}c\d{4,}(\+\d+)?$")]
+Executor = Annotated[str, Field(pattern=r"^(|local|threads|cuda|slurm|kubernetes|(tcp|tls|ws|wss|ucx|inproc)://\S+)$")]
+Variant = Annotated[str, Field(pattern=r"^(|[A-Za-z0-9][A-Za-z0-9_.-]{0,40})$")]
+
+
+def _served_name() -> str:
+    """Name of a served run, before the flow starts; a configuration that cannot be read is told by the flow itself."""
+    asked = dict(runtime.flow_run.parameters)
+    try:
+        config = load_config(Path(asked["config"]))
+    except ClearcauseError:
+        return Path(asked["config"]).stem
+    years = asked.get("years") or config.loss.years
+    return f"{config.region.name} {'-'.join(map(str, years))}"
+
+
+@flow(name="clearcause-region", flow_run_name=_served_name, persist_result=False)
 def clearcause_region(
     config: Path,
-    years: list[int] | None = None,
-    blocks: list[str] | None = None,
-    executor: str | None = None,
+    years: tuple[Year, ...] = (),
+    blocks: tuple[BlockId, ...] = (),
+    variant: Variant = "",
+    model: str = "",
+    tiling: Literal["as configured", "grid", "events"] = "as configured",
+    executor: Executor = "",
+    replan: bool = False,
     allow_incomplete: bool = False,
-) -> dict[str, Any]:
-    """Process one region: the flow that deployments serve.
+) -> Any:
+    """Process one region; what is left empty is as configured.
 
     Args:
-        config: configuration file of the region.
-        years: loss years instead of the configured ones.
-        blocks: only these blocks.
-        executor: local, threads, or a Dask scheduler address instead of the configured one.
-        allow_incomplete: publish even if blocks failed, and say so in the product.
+        config: Configuration file of the region.
+        years: Loss years.
+        blocks: Only these blocks, as in r0000c0001; the product comes with a run of all of them.
+        variant: The product goes beside the regular one, to output.dir with "-" and this name behind it.
+        model: Folder of a model package.
+        tiling: How patches are laid: one lattice, or centred on events.
+        executor: local, threads, cuda, slurm, kubernetes, or the address of a Dask scheduler.
+        replan: Plan anew with all scenes; without, only events that await an image are looked at again.
+        allow_incomplete: Publish even if blocks failed, and say so in the product.
     """
-    overrides = [f"loss.years={years}"] if years else []
+    # Nine parameters: they are the form that Prefect shows
+    overrides = [f"loss.years={list(years)}"] if years else []
+    overrides += [f"model={Path(model).resolve()}"] if model else []
+    overrides += [f"tiling.mode={tiling}"] if tiling != "as configured" else []
     overrides += [f"compute.executor={executor}"] if executor else []
-    parsed = load_config(config, tuple(overrides))
-    request = Request(parsed, tuple(blocks or ()), allow_incomplete, pool=open_pool)
-    check_output(parsed)
-    with run_lock(parsed.work):
-        outcome = run_region(request, as_task)
-    return {"status": outcome.status, "product": str(outcome.product), "counts": outcome.counts}
+    parsed = with_variant(load_config(config, tuple(overrides)), variant)
+    command = ["clearcause", "run", str(config), *[word for text in overrides for word in ("-o", text)]]
+    command += ["--out", str(parsed.output.dir)] if variant else []
+    origin = Origin(tuple(command), f"clearcause-region/{parsed.region.name}")
+    steps.check_output(parsed)
+    with held(parsed, _period()) as reason:
+        if reason:
+            return Cancelled(name="Skipped", message=reason)
+        return _ended(_watched(Request(parsed, tuple(blocks), allow_incomplete, replan, open_pool), origin))
+
+
+def with_variant(config: RunConfig, variant: str) -> RunConfig:
+    """Return the configuration with its product beside the regular one; an empty variant changes nothing."""
+    if not variant:
+        return config
+    folder = config.output.dir
+    beside = config.output.model_copy(update={"dir": folder.with_name(f"{folder.name}-{variant}")})
+    return config.model_copy(update={"output": beside})
+
+
+def _period() -> Period | None:
+    """The period that the schedule started this run for; None for a run on demand."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or not run.auto_scheduled or run.expected_start_time is None:
+        return None
+    return Period(run.expected_start_time, str(run.id))
+
+
+def _ended(outcome: Outcome) -> State[dict[str, Any]]:
+    counts = outcome.counts
+    told = f"{counts['events']:,} events, {counts['loss_ha']:,.1f} ha" if "events" in counts else f"{counts}"
+    result = {"status": outcome.status, "product": str(outcome.product), "counts": counts}
+    return Completed(message=f"{outcome.status}: {told}; {outcome.product}", data=result)

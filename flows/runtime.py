@@ -1,83 +1,274 @@
-"""Where blocks are computed: a local Dask cluster of processes, any Dask scheduler by address, or plain threads.
+"""Where blocks are computed: threads, a cluster that is started for the run, or any Dask scheduler by address.
 
 Workers get none of Prefect: with its temporary server every worker that imports a flow starts a server of its own.
+Connections to a scheduler by address use the certificates of Dask's configuration (`distributed.comm.tls`): Dask's
+ports run whatever they are sent, so a scheduler that others can reach needs TLS.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.config import Compute
-from pipeline.errors import ConfigError
+from flows.clusters import GPU, open_cluster, worker_count
+from flows.workers import Needs, examine, needs_of, try_once
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, IncompleteError
 from pipeline.request import Pool, thread_pool
 
-_GIB_PER_WORKER = 3.0
+__all__ = ["open_pool", "worker_count"]
+
+_LOOK = 2.0
+"""Seconds between two looks at the workers."""
+_PATIENCE = {"slurm": 24 * 3600.0, "kubernetes": 3600.0}
+_USUAL_PATIENCE = 300.0
+"""Seconds without any worker, or without the scheduler, after which a run gives up; jobs may queue for longer."""
+_START = 120.0
+TRIES = "tries"
+_log = logging.getLogger("clearcause")
 
 
-def open_pool(compute: Compute) -> AbstractContextManager[Pool]:
+def open_pool(config: RunConfig) -> AbstractContextManager[Pool]:
     """Open the executor that `compute.executor` names; a factory for `Request.pool`."""
-    if compute.executor == "threads":
-        return thread_pool(compute)
-    return _local_cluster(compute) if compute.executor == "local" else _remote_cluster(compute)
+    if config.compute.executor == "threads":
+        return thread_pool(config)
+    return _cluster_pool(config) if "://" not in config.compute.executor else _scheduler_pool(config)
 
 
 @contextmanager
-def _local_cluster(compute: Compute) -> Iterator[Pool]:
-    """Processes of one thread each: GDAL handles and model threads do not share a process well."""
-    import dask
-    from distributed import Client, LocalCluster
+def _cluster_pool(config: RunConfig) -> Iterator[Pool]:
+    """A cluster of this run's own."""
+    from distributed import Client
 
     # Prefect's logging brings Dask's to the terminal; what matters of it stands in the ledger
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    workers = worker_count(compute)
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    settings: dict[str, Any] = {
-        "distributed.nanny.pre-spawn-environ": {**dask.config.get("distributed.nanny.pre-spawn-environ", {}), **single},
-        # a worker that died takes the block with it at once: the ledger decides whether to try again
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.worker.daemon": True,
-        "distributed.comm.timeouts.connect": "60s",
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs="ERROR",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield Pool(client.get_executor(pure=False, retries=0), workers, f"Dask, {workers} local worker processes")
+    with open_cluster(config.compute) as cluster, Client(cluster) as client, _blocks(client, config) as pool:
+        yield pool
 
 
 @contextmanager
-def _remote_cluster(compute: Compute) -> Iterator[Pool]:
+def _scheduler_pool(config: RunConfig) -> Iterator[Pool]:
     """A scheduler that is already there; its workers must have this package and see the same files."""
+    import dask
     from distributed import Client
 
+    address = config.compute.executor
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        client = Client(compute.executor, timeout="20s")
-    except OSError as error:
-        raise ConfigError(f"compute.executor {compute.executor}: no Dask scheduler answers there ({error})") from error
-    with client:
-        client.wait_for_workers(1, timeout=60)
-        slots = sum(client.nthreads().values()) if compute.workers == "auto" else compute.workers
+        client = Client(address, timeout="20s")
+    except (OSError, TypeError) as error:
+        # TypeError: what Dask says to a tls:// address without certificates
+        raise ConfigError(
+            f"compute.executor {address}: no Dask scheduler answers there ({error}); start it, or, for tls://, name "
+            "the certificates in Dask's configuration (distributed.comm.tls)"
+        ) from error
+    # a connection that has gone silent is noticed by this, not by the minutes of TCP
+    with dask.config.set({"distributed.comm.timeouts.connect": "30s"}), client, _blocks(client, config) as pool:
+        yield pool
+
+
+@contextmanager
+def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
+    work = config.work
+    shutil.rmtree(work / TRIES, ignore_errors=True)
+    (work / TRIES).mkdir(parents=True)
+    paths = tuple(path for path in (config.imagery.cache, Path(config.imagery.source)) if path.exists())
+    token = uuid.uuid4().hex
+    workers = _Workers(client, config, needs_of(work, token, paths, config.model))
+    try:
+        workers.first()
+        blocks = _Blocks(client, work / TRIES, workers)
+
+        def slots() -> int:
+            count = workers.slots()
+            blocks.follow()
+            return count
+
         yield Pool(
-            client.get_executor(pure=False, retries=0), slots, f"Dask scheduler {compute.executor}, {slots} threads"
+            blocks,
+            slots,
+            f"Dask, {config.compute.executor}, {len(workers.fit)} workers",
+            client.dashboard_link or "",
         )
+    finally:
+        workers.close()
+        shutil.rmtree(work / TRIES, ignore_errors=True)
 
 
-def worker_count(compute: Compute) -> int:
-    """One worker for each core this process may use, as long as each has 3 GiB."""
-    if compute.workers != "auto":
-        return compute.workers
-    from distributed.system import MEMORY_LIMIT
+@dataclass(eq=False)
+class _Try:
+    """One try of a block: what its caller waits for, what Dask was asked, and the workers that were allowed then."""
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores, int(MEMORY_LIMIT / 2**30 / _GIB_PER_WORKER)), 1)
+    outer: Future[Any]
+    call: tuple[Any, ...]
+    mark: Path
+    workers: frozenset[str] = frozenset()
+    inner: Future[Any] | None = None
+
+
+class _Blocks(Executor):
+    """Blocks on Dask: each submission is begun at most once, and only on workers that were found fit."""
+
+    def __init__(self, client: Any, tries: Path, workers: _Workers) -> None:
+        self._tries, self._workers = tries, workers
+        self._plain = client.get_executor(pure=False, retries=0)
+        self._open: set[_Try] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
+        """Hand over `fn(task)`; keywords are not taken."""
+        (task,) = args
+        mark = self._tries / uuid.uuid4().hex
+        one = _Try(Future(), (fn, task, mark), mark)
+        one.outer.set_running_or_notify_cancel()
+        self._open.add(one)
+        self._send(one)
+        return one.outer
+
+    def follow(self) -> None:
+        """Send again what waits for workers that are all gone; had it been begun, its mark would tell."""
+        fit = frozenset(self._workers.fit)
+        for one in [one for one in list(self._open) if fit and not one.workers & fit]:
+            left = one.inner
+            self._send(one)
+            if left is not None:
+                left.cancel()
+
+    def _send(self, one: _Try) -> None:
+        one.workers = frozenset(self._workers.fit)
+        inner: Future[Any] = self._plain.submit(
+            try_once, *one.call, workers=list(one.workers), resources=self._workers.resources
+        )
+        one.inner = inner
+        inner.add_done_callback(lambda done: self._end(one, done))
+
+    def _end(self, one: _Try, done: Future[Any]) -> None:
+        if one.inner is not done:
+            return
+        self._open.discard(one)
+        one.mark.unlink(missing_ok=True)
+        error = CancelledError("the scheduler was lost") if done.cancelled() else done.exception()
+        if error is None:
+            one.outer.set_result(done.result())
+        else:
+            one.outer.set_exception(error)
+
+
+class _Workers:
+    """The workers of a run: found, checked once each, and counted; says when there are none any more."""
+
+    def __init__(self, client: Any, config: RunConfig, needs: Needs) -> None:
+        self._client, self._needs = client, needs
+        compute = config.compute
+        by_address = "://" in compute.executor
+        # a cluster of the run's own has as many workers as were asked for
+        self._most = None if compute.workers == "auto" or not by_address else compute.workers
+        self._name = compute.executor
+        self._patience = _PATIENCE.get(compute.executor, _USUAL_PATIENCE)
+        self.fit: dict[str, int] = {}
+        self._unfit: set[str] = set()
+        self._gpu = False
+        self._seen = self._looked = time.monotonic()
+        self._jobs = ThreadPoolExecutor(2, "workers")
+        self._counting: Future[dict[str, int]] | None = None
+        self._asking: Future[dict[str, str]] | None = None
+        self._threads: dict[str, int] = {}
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Dask resources of a block: a GPU where the cluster has any."""
+        return {GPU: 1} if self._gpu else {}
+
+    def first(self) -> None:
+        """Wait for workers and check them.
+
+        Raises:
+            ConfigError: a worker is not fit, in one line that names it and the remedy.
+            IncompleteError: none came.
+        """
+        start = time.monotonic()
+        patience = max(self._patience, _START) if self._name in _PATIENCE else _START
+        while not self.fit:
+            self._threads = self._client.nthreads()
+            said = self._ask(list(self._threads)) if self._threads else {}
+            if faults := self._take(said):
+                address, why = faults[0]
+                more = f" ({len(faults)} of {len(said)} workers are unfit)" if len(faults) > 1 else ""
+                raise ConfigError(f"compute.executor {self._name}: worker {address} {why}{more}")
+            if not self.fit and time.monotonic() - start > patience:
+                raise IncompleteError(
+                    f"compute.executor {self._name}: no worker came in {patience:.0f} s; start workers, and run the "
+                    "same command again"
+                )
+            if not self.fit:
+                time.sleep(_LOOK / 4)
+
+    def slots(self) -> int:
+        """How many blocks may be computed at once now; workers that have come since are checked meanwhile."""
+        now = time.monotonic()
+        self._look(now)
+        if self.fit and self._client.status == "running":
+            self._seen = now
+        elif now - self._seen > self._patience or self._client.status in ("closed", "closing"):
+            what = "no worker is left" if self._client.status == "running" else "the Dask scheduler was lost"
+            raise IncompleteError(
+                f"compute.executor {self._name}: {what}; finished blocks are kept: start it again, and run the same "
+                "command again"
+            )
+        total = sum(self.fit.values()) if self._client.status == "running" else 0
+        return total if self._most is None else min(total, self._most)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._jobs.shutdown(wait=False, cancel_futures=True)
+
+    def _look(self, now: float) -> None:
+        """Count the workers and ask the new ones, beside the run: an answer takes as long as libraries load."""
+        if self._counting is not None and self._counting.done():
+            if self._counting.exception() is None:
+                self._threads = self._counting.result()
+                self.fit = {address: count for address, count in self._threads.items() if address in self.fit}
+            self._counting = None
+        if self._asking is not None and self._asking.done():
+            if self._asking.exception() is None:
+                for address, why in self._take(self._asking.result()):
+                    _log.warning("worker %s is left out: it %s", address, why)
+            self._asking = None
+        if self._client.status != "running" or now - self._looked < _LOOK:
+            return
+        self._looked = now
+        if self._counting is None:
+            self._counting = self._jobs.submit(self._client.nthreads)
+        new = [address for address in self._threads if address not in self.fit and address not in self._unfit]
+        if new and self._asking is None:
+            self._asking = self._jobs.submit(self._ask, new)
+
+    def _take(self, said: dict[str, str]) -> list[tuple[str, str]]:
+        """Note what workers said about themselves; returns the unfit ones with the reason."""
+        self.fit |= {address: self._threads[address] for address, why in said.items() if not why}
+        faults = [(address, why) for address, why in said.items() if why]
+        self._unfit |= {address for address, _ in faults}
+        return faults
+
+    def _ask(self, addresses: list[str]) -> dict[str, str]:
+        """Let workers examine themselves; one that goes meanwhile is not among the answers, and is asked again."""
+        answers: dict[str, Any] = self._client.run(examine, self._needs, workers=addresses, on_error="return")
+        info = self._client.scheduler_info(n_workers=-1)["workers"]
+        self._gpu = self._gpu or any(worker.get("resources", {}).get(GPU) for worker in info.values())
+        said = {}
+        for address, answer in answers.items():
+            if isinstance(answer, ImportError | AttributeError):
+                said[address] = f"cannot load this program ({answer}): install the same clearcause there"
+            elif isinstance(answer, Exception) and not isinstance(answer, OSError):
+                text = " ".join(str(answer).split())
+                said[address] = f"cannot be checked ({type(answer).__name__}: {text}): see its log"
+            elif isinstance(answer, str):
+                said[address] = answer
+        return said

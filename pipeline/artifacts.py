@@ -6,12 +6,20 @@ kill) sees a whole thing or none.
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +31,13 @@ from pipeline.errors import OutputError
 _AFTER_BLOCKS = {
     "product", "training", "simulate", "cli.py", "cli_training.py", "demo.py", "assemble.py", "merge.py", "units.py",
     "drivers.py", "ledger.py", "graph.py", "request.py", "chips.py", "areas", "cli_product.py",
+    "cli_flows.py", "rollup.py", "cli_run.py", "cli_state.py", "status.py",
     "coverage.py", "generalise.py", "eudr.py", "export.py", "changes.py", "tables.py",
 }  # fmt: skip
 """Code that no plan and no checkpoint depends on: changing it publishes anew from the blocks that are there."""
+HOLDER_FILE = "holder.json"
+_SHORT = 0.5
+"""Seconds to try for a lock: whoever asks how a run stands holds it for a moment."""
 
 
 def digest(value: object) -> str:
@@ -60,6 +72,12 @@ def code_digest(whole: bool = False) -> str:
     return total.hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result."""
+    names = ("clearcause", "torch", "torchgeo", "onnxruntime", "rasterio", "geopandas", "shapely", "pyproj", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to disk and rename it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -84,32 +102,64 @@ def committed_folder(final: Path) -> Iterator[Path]:
 
     A folder already at `final` is kept and the new one dropped: both were made by the same digest.
     """
-    beside = final.with_name(f".{final.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
+    # the same block may be written by a worker that was given up but lives, of another machine with the same process id
+    beside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}")
     beside.mkdir(parents=True)
     try:
         yield beside
         for path in beside.rglob("*"):
             _sync(path)
         _sync(beside)
-        if not final.exists():
+        try:
             beside.rename(final)
-            _sync(final.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _sync(final.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put folder `new` in the place of `final` (on one file system); the old one goes last."""
+    """Put folder `new` in the place of `final` (on one file system); the old one goes last.
+
+    Where the system can exchange two names (Linux), a reader sees the old or the new one at every moment. Elsewhere
+    there is a moment without either; `restore_folder` mends it for a process that died just then.
+    """
     for path in new.rglob("*"):
         _sync(path)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    old = _aside(final)
+    if not final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        new.rename(final)
+    elif _exchange(new, final):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
-    new.rename(final)
+        new.rename(final)
     _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Put back a folder that was set aside by `replace_folder` in a process that died before the new one was there."""
+    if not final.exists() and _aside(final).exists():
+        _aside(final).rename(final)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync(path: Path) -> None:
@@ -121,15 +171,17 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def run_lock(work: Path) -> Iterator[None]:
+def run_lock(work: Path, wait: bool = False) -> Iterator[None]:
     """Hold the run's folder for this process; it is released by the system if the process dies.
+
+    Where another run holds it, `wait` waits for as long as that takes.
 
     Raises:
         OutputError: when another run holds it, or the folder cannot be made.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / "lock", timeout=0)
+        lock = FileLock(work / "lock", timeout=-1 if wait else _SHORT)
         lock.acquire()
     except Timeout as error:
         raise OutputError(
@@ -139,7 +191,31 @@ def run_lock(work: Path) -> Iterator[None]:
         raise OutputError(
             f"output.dir {work}: cannot be written ({error.strerror}); name another output.dir"
         ) from error
+    holder = work / HOLDER_FILE
     try:
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def run_holder(work: Path) -> tuple[bool, dict[str, Any]]:
+    """Whether a process holds the run's folder, and what it said of itself: pid, host, since; empty where none did.
+
+    A process that was killed leaves its words and no lock.
+    """
+    path = work / "lock"
+    said = json.loads((work / HOLDER_FILE).read_bytes()) if (work / HOLDER_FILE).is_file() else {}
+    if not path.is_file():
+        return False, said
+    with path.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True, said
+    return False, said
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

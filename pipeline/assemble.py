@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +14,15 @@ import shapely
 from pipeline import eudr, merge, units
 from pipeline import plan as planning
 from pipeline.areas.estimate import estimate_areas
-from pipeline.artifacts import code_digest, digest
+from pipeline.artifacts import code_digest, versions
 from pipeline.blocks import BlockRecord
+from pipeline.catalog.check import REMOTE
 from pipeline.catalog.scene import QA_PIXEL
 from pipeline.chips import chip_ids, chips_record, draw_chips
 from pipeline.config import RunConfig
-from pipeline.drivers import CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams, decide
+from pipeline.drivers import AWAITING, CLASSIFIED, FAILED, NO_IMAGERY, UNCERTAIN, DriverParams, decide
 from pipeline.events import LogitSums
+from pipeline.fetch_log import read_fetch_log
 from pipeline.generalise import generalise_patches
 from pipeline.models.card import ModelCard, read_card
 from pipeline.overlays import add_overlays, described
@@ -53,7 +53,7 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
     drivers_of = decide(logits, sums.logits.clear, failed, card.scheme, params)
     events = merge.event_table(planned, sums, drivers_of, plan, card.scheme)
     events["model"] = f"{card.name} {card.version}"
-    warnings = list(plan.warnings)
+    warnings = [*plan.warnings, *plan.said]
     events, unit_frame = _with_units(events, config, plan, warnings)
     events[[eudr.AFTER_CUTOFF, eudr.CONVERSION]] = eudr.eudr_columns(events["loss_year"], events["driver"], card.scheme)
     uses, said = add_overlays(events, config.overlays)
@@ -67,7 +67,7 @@ def assemble(request: Request, plan: Plan, records: dict[str, BlockRecord]) -> P
     warnings += changed.warnings(output.simplify_m, output.min_patch_ha)
     blocks = _blocks(plan, records)
     chips = draw_chips(plan, events, chip_ids(events, config.output.chips))
-    run = _record(config, plan, card, events, list(records.values()), lost, warnings)
+    run = _record(request, plan, card, events, list(records.values()), lost, warnings)
     summary, estimates, areas = estimate_areas(events, card, config.reference)
     return ProductInputs(
         region=plan.region,
@@ -176,14 +176,15 @@ def _blocks(plan: Plan, records: dict[str, BlockRecord]) -> GeoDataFrame:
 
 
 def _record(
-    config: RunConfig, plan: Plan, card: ModelCard, events: Any, records: list[BlockRecord], lost: list[str],
+    request: Request, plan: Plan, card: ModelCard, events: Any, records: list[BlockRecord], lost: list[str],
     warnings: list[str],
 ) -> dict[str, object]:  # fmt: skip
     """The run's record; what differs between two equal runs stands under `timings`. Seven parameters: its chapters."""
-    status = events["status"]
+    config, status = request.config, events["status"]
     counts = {
         "events": len(events),
         **{name: int((status == name).sum()) for name in (CLASSIFIED, UNCERTAIN, NO_IMAGERY, FAILED)},
+        AWAITING: int(events[AWAITING].sum()),
         "loss_ha": round(float(events["area_ha"].sum()), 4),
         "events_below_min_area": plan.below_count,
         "below_min_area_ha": round(plan.below_ha, 4),
@@ -192,7 +193,7 @@ def _record(
         "scenes": len(plan.scenes),
         "scenes_refused": len(plan.refused),
         "patches": sum(b.patches for b in plan.blocks),
-        "loss_pixels": sum(b.pixels for b in plan.blocks),
+        "loss_pixels": sum(b.pixels for b in plan.blocks if not b.late),
     }
     seconds = sum(r.seconds for r in records)
     forward = sum(r.forward_seconds for r in records)
@@ -201,7 +202,7 @@ def _record(
         "years": list(plan.years),
         "complete": not lost,
         "simulated": card.simulated,
-        "digest": product_digest(plan),
+        "digest": planning.product_digest(plan),
         "counts": counts,
         "model": {
             "name": card.name,
@@ -214,6 +215,7 @@ def _record(
             "plan": plan.inputs,
             "loss": Path(config.loss.source).name,
             "scenes": sorted(plan.scenes),
+            "assets": remote_assets(plan),
             "auxiliary": [dataclasses.asdict(source) for source in plan.auxiliary],
         },
         "versions": {**versions(), "code": code_digest(whole=True)},
@@ -232,8 +234,29 @@ def _record(
             "forward_share": round(forward / seconds, 3) if seconds else None,
             "worker_peak_rss_mb": max((r.peak_rss_mb for r in records), default=0),
             "devices": sorted({r.device for r in records if r.device}),
+            "fetch": fetched(request.work, plan),
         },
     }
+
+
+def remote_assets(plan: Plan) -> list[dict[str, str | None]]:
+    """The remote files of a plan: scene, band, address (unsigned), and the checksum where the catalog tells one."""
+    return [
+        {"scene": key, "band": band, "href": asset.href, "checksum": asset.checksum}
+        for key, scene in sorted(plan.scenes.items())
+        for band in (*plan.bands, QA_PIXEL)
+        if (asset := scene.assets.get(band)) is not None and asset.href.lower().startswith(REMOTE)
+    ]
+
+
+def fetched(work: Path, plan: Plan) -> dict[str, Any]:
+    """How each remote file was verified, and what its coming took, by file and by block; see `fetch_log`.
+
+    It stands among the timings: what the cache held before is no input of a run, and decides whether a file is there
+    whole or in windows, and so how it was verified.
+    """
+    log = read_fetch_log(work)
+    return {key: value for key, value in log.items() if key != "inputs"} if log.get("inputs") == plan.inputs else {}
 
 
 def _public(config: RunConfig) -> dict[str, Any]:
@@ -250,18 +273,12 @@ def _public(config: RunConfig) -> dict[str, Any]:
         name(
             config.model_dump(
                 mode="json",
-                exclude={"compute": True, "output": {"dir"}, "imagery": {"cache", "cache_gb", "requester_pays"}},
+                exclude={
+                    "compute": True,
+                    "schedule": True,
+                    "output": {"dir"},
+                    "imagery": {"read", "cache", "cache_gb", "requester_pays"},
+                },
             )
         )
     )
-
-
-def product_digest(plan: Plan) -> str:
-    """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
-    return digest([plan.inputs, sorted(plan.scenes), code_digest(whole=True)])
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that shapes a result."""
-    names = ("clearcause", "torch", "torchgeo", "onnxruntime", "rasterio", "geopandas", "shapely", "pyproj", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

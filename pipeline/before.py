@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import shapely
 from shapely.geometry.base import BaseGeometry as Geometry
 
+from pipeline.candidates import cloudiness, wrs_place
 from pipeline.catalog.check import check_scene
 from pipeline.catalog.scene import Scene
 from pipeline.config import Imagery
 from pipeline.pictures import picture_bands
-from pipeline.plan import cloudiness, wrs_place
 
 _MOST = 2
 """Of a path/row and loss year: the second serves where clouds of the first hide an event."""

@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.catalog.scene import Scene
 from pipeline.errors import BlockError
 from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
-from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites
+from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites, list_reads
 from pipeline.labels import NO_DATA
 from pipeline.lattice import Patch, lattice_window
 from pipeline.models.calibration import calibrated
@@ -78,27 +79,43 @@ class YearSums:
     images: list[tuple[int, str, int]]
 
 
-def checkpoint_name(plan: Plan, planned: PlannedBlock, excluded: tuple[str, ...] = ()) -> str:
-    """Folder name of a block's checkpoint: its id and a digest of everything its content depends on."""
+def checkpoint_name(
+    plan: Plan, planned: PlannedBlock, excluded: tuple[str, ...] = (), states: dict[str, str] | None = None
+) -> str:
+    """Folder name of a block's checkpoint: its id and a digest of everything its content depends on.
+
+    Who names many blocks of a plan gives the same dictionary of `states`, so that a scene is looked at once.
+    """
+    states = {} if states is None else states
     scenes = {year: [s for s in ids if s not in excluded] for year, ids in planned.scenes.items()}
     used = sorted({scene for ids in scenes.values() for scene in ids})
+    for name in used:
+        if name not in states:
+            scene = plan.scenes[name]
+            stamps = [stamp(Path(asset.href)) for asset in scene.assets.values()]
+            states[name] = digest([dataclasses.asdict(scene), stamps])
     parts = [
         code_digest(), dataclasses.asdict(plan.grid), dataclasses.asdict(plan.layout), plan.model, plan.loss,
-        dataclasses.asdict(planned.block), scenes, [dataclasses.asdict(plan.scenes[s]) for s in used],
-        [stamp(Path(asset.href)) for s in used for asset in plan.scenes[s].assets.values()],
+        dataclasses.asdict(planned.block), planned.only, scenes, [states[name] for name in used],
     ]  # fmt: skip
     return f"{planned.block.id}-{digest(parts)[:20]}"
 
 
 @lru_cache(maxsize=1)
-def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray]:
-    """Plan, loss year and bounds by event row, once per process and plan; `wanted` is the plan file's digest."""
+def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray, np.ndarray]:
+    """Plan, and what `_event_rows` says, once per process and plan; `wanted` is the plan file's digest."""
     if file_sha256(work / PLAN_FILE) != wanted:
         raise BlockError(f"{work / PLAN_FILE} is not the plan this run was started with; run again")
     plan = read_plan(work)
-    table = pq.read_table(work / EVENTS_FILE, columns=["loss_year", "row0", "col0", "row1", "col1"])
-    columns = [table.column(name).to_numpy() for name in ("row0", "col0", "row1", "col1")]
-    return plan, table.column("loss_year").to_numpy(), np.stack(columns, axis=1)
+    return plan, *_event_rows(work)
+
+
+def _event_rows(work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss year, bounds and last day of the loss (days since 1970-01-01, 0 = not known) by event row."""
+    sides = ("row0", "col0", "row1", "col1")
+    table = pq.read_table(work / EVENTS_FILE, columns=["loss_year", "last_day", *sides])
+    bounds = np.stack([table.column(name).to_numpy() for name in sides], axis=1)
+    return table.column("loss_year").to_numpy(), bounds, table.column("last_day").to_numpy()
 
 
 def compute_block(task: BlockTask) -> BlockRecord:
@@ -111,7 +128,7 @@ def compute_block(task: BlockTask) -> BlockRecord:
     from pipeline.models.engines import segmenter_for_worker
 
     started = time.perf_counter()
-    plan, _, _ = _opened(task.work, task.plan)
+    plan, *_ = _opened(task.work, task.plan)
     planned = next(b for b in plan.blocks if b.block.id == task.block)
     name = checkpoint_name(plan, planned, task.excluded)
     final = task.work / "blocks" / name
@@ -158,19 +175,70 @@ def _read_labels(work: Path, block: Block) -> np.ndarray:
 
 def _predict_block(task: BlockTask, plan: Plan, planned: PlannedBlock, model: _Timed) -> list[YearSums]:
     """All loss years of a block, a few at a time."""
-    _, year_of, bounds = _opened(task.work, task.plan)
-    labels = _read_labels(task.work, planned.block)
-    years = np.concatenate([[0], year_of])[labels]
-    order, parts = sorted(planned.scenes), []
-    for start in range(0, len(order), YEARS_AT_ONCE):
+    _, year_of, bounds, last = _opened(task.work, task.plan)
+    parts = []
+    for lost in _grouped(task.work, planned, year_of):
         group = []
-        for year in order[start : start + YEARS_AT_ONCE]:
+        for year, loss in lost.items():
             scenes = [plan.scenes[s] for s in planned.scenes[year] if s not in task.excluded]
-            loss = np.where(years == year, labels, 0)
-            group.append(_year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], bounds))
+            image = _year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], bounds)
+            image.since = _since(task.work, plan, planned.block, np.where(year_of == year, last, 0))
+            group.append(image)
         fill_composites(group, planned.block, plan.grid, plan.layout, plan.bands)
-        parts += [_predict_year(plan, planned.block, year, bounds, model, task.batch or 1) for year in group]
+        parts += [
+            _predict_year(plan, planned.block, year, bounds, model, task.batch or _patches_at_once(model))
+            for year in group
+        ]
     return parts
+
+
+def _since(work: Path, plan: Plan, block: Block, last: np.ndarray) -> np.ndarray | None:
+    """Day from which on each pixel of the block's lattice window is looked at; None where `last` by event is all 0.
+
+    Over the whole window: what a patch sees around a block may not depend on where the block ends.
+    """
+    if not last.any():
+        return None
+    row0, col0, height, width = lattice_window(block, plan.layout)
+    out = np.zeros((height, width), np.int32)
+    r0, c0 = max(row0, 0), max(col0, 0)
+    r1, c1 = min(row0 + height, plan.grid.height), min(col0 + width, plan.grid.width)
+    with rasterio.open(work / LABELS_FILE) as raster:
+        labels = raster.read(1, window=Window(c0, r0, c1 - c0, r1 - r0))
+    out[r0 - row0 : r1 - row0, c0 - col0 : c1 - col0] = np.concatenate([[0], last])[labels]
+    return out
+
+
+def _grouped(work: Path, planned: PlannedBlock, year_of: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
+    """The loss years of a block in the groups that are composited at once: year to its event labels, 0 elsewhere."""
+    labels = _read_labels(work, planned.block)
+    if planned.late:
+        labels[~np.isin(labels, np.array(planned.only) + 1)] = 0
+    years = np.concatenate([[0], year_of])[labels]
+    order = sorted(planned.scenes)
+    for start in range(0, len(order), YEARS_AT_ONCE):
+        yield {year: np.where(years == year, labels, 0) for year in order[start : start + YEARS_AT_ONCE]}
+
+
+def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[tuple[int, int, int, int], set[int]]]:
+    """Windows (row, column, height, width) of the run's grid that computing a block reads, each with its loss years.
+
+    The windows hold for every choice of scenes: with fewer of them less is read, never more.
+    """
+    year_of, bounds, _ = _event_rows(work)
+    found = []
+    for lost in _grouped(work, planned, year_of):
+        group = [_lay(plan, planned.block, loss, bounds) for loss in lost.values()]
+        reads = list_reads(group, planned.block, plan.layout)
+        found += [(read.window, {year for k, year in enumerate(lost) if k in read.years}) for read in reads]
+    return found
+
+
+def _patches_at_once(model: _Timed) -> int:
+    """Patches for one call of the model: on a GPU the engine divides them by its memory, a CPU takes one by one."""
+    from pipeline.models.engines import MOST_PATCHES
+
+    return 1 if getattr(model.segmenter, "batch", 1) == 1 else MOST_PATCHES
 
 
 def _dataset(plan: Plan, block: Block, image: np.ndarray) -> Any:
@@ -179,19 +247,22 @@ def _dataset(plan: Plan, block: Block, image: np.ndarray) -> Any:
     return CompositeDataset(image, plan.grid.window(*lattice_window(block, plan.layout)))
 
 
-def _lay(plan: Plan, block: Block, image: np.ndarray, loss: np.ndarray, bounds: np.ndarray) -> list[Patch]:
+def _lay(plan: Plan, block: Block, loss: np.ndarray, bounds: np.ndarray) -> list[Patch]:
+    """The patches of a block that touch `loss`."""
     from pipeline.patches import lay_patches
 
     if not loss.any():
         return []
     extents = {int(k): bounds[k - 1] for k in np.unique(loss) if k}
-    return lay_patches(_dataset(plan, block, image), plan.layout, plan.grid, block, loss, extents)
+    # samplers look at the place of an image alone
+    place = _dataset(plan, block, np.zeros((0, 0, 0), np.float32))
+    return lay_patches(place, plan.layout, plan.grid, block, loss, extents)
 
 
 def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], bounds: np.ndarray) -> YearImage:
     """A loss year with an empty image and the patches that touch its loss."""
     image = np.full((len(plan.bands), *lattice_window(block, plan.layout)[2:]), np.nan, np.float32)
-    return YearImage(loss, scenes, _lay(plan, block, image, loss, bounds), image)
+    return YearImage(loss, scenes, _lay(plan, block, loss, bounds), image)
 
 
 def _predict_year(
@@ -205,7 +276,7 @@ def _predict_year(
     cols = slice(block.col0 - col0, block.col0 - col0 + block.width)
     clear = np.where(np.isnan(year.image[0, rows, cols]), 0, year.loss)
     # patches without a clear loss pixel say nothing that is kept
-    patches = _lay(plan, block, year.image, clear, bounds)
+    patches = _lay(plan, block, clear, bounds)
     dataset = _dataset(plan, block, year.image)
     logits = predict_loss(dataset, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
     images = [(event, scene, count) for (event, scene), count in sorted(year.seen.items())]

@@ -7,7 +7,7 @@ compare. A picture that cannot be made never stops a run: the pair says why.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from pipeline.catalog.check import UNREADABLE, open_header
 from pipeline.catalog.fetch import localised
 from pipeline.catalog.scene import QA_PIXEL, Scene
 from pipeline.errors import InputError
+from pipeline.grid import RunGrid
+from pipeline.gridded import warp_boxes
 from pipeline.pictures import ChipPair, Picture, picture_bands
 from pipeline.plan import Plan
 
@@ -122,7 +124,7 @@ def draw_chips(plan: Plan, events: GeoDataFrame, ids: Sequence[str]) -> list[Chi
 def _pair(plan: Plan, event_id: str, year: int, geometry: Any) -> ChipPair:
     frame = _frame(plan, geometry)
     early = [plan.before_scenes[s] for s in plan.before.get(year, ())]
-    late = [plan.scenes[s] for s in _used(plan, year, frame) if s in plan.scenes]
+    late = [plan.scenes[s] for s in _used(plan, year, frame.bounds) if s in plan.scenes]
     before, why_not = _draw(plan, frame, early, year, "before")
     after, nor = _draw(plan, frame, late, year, "after")
     return ChipPair(event_id, before, after, "; ".join(text for text in (why_not, nor) if text))
@@ -131,16 +133,46 @@ def _pair(plan: Plan, event_id: str, year: int, geometry: Any) -> ChipPair:
 def _frame(plan: Plan, geometry: Any) -> _Frame:
     """A square around an event (in the run's CRS), on whole pixels of the run's grid."""
     grid = plan.grid
-    west, south, east, north = geometry.bounds
-    size = max(east - west, north - south) / grid.resolution
-    side = _whole(max(_LEAST, min(_AROUND * size, _MOST), 1.2 * size))
-    col0 = _whole(((west + east) / 2 - grid.x0) / grid.resolution - side / 2)
-    row0 = _whole((grid.y0 - (south + north) / 2) / grid.resolution - side / 2)
+    row0, col0, side = _square(grid, geometry.bounds)
     x, y, extent = grid.x0 + col0 * grid.resolution, grid.y0 - row0 * grid.resolution, side * grid.resolution
     coarse = _affine(x, y, extent / _COARSE)
     inside = geometry_mask([geometry], (_COARSE, _COARSE), coarse, all_touched=True, invert=True)
     outline = shapely.transform(geometry, lambda xy: np.column_stack([xy[:, 0] - x, y - xy[:, 1]]) * SIDE / extent)
-    return _Frame(grid.crs, x, y, extent, inside, outline, (west, south, east, north))
+    return _Frame(grid.crs, x, y, extent, inside, outline, geometry.bounds)
+
+
+def _square(grid: RunGrid, bounds: tuple[float, float, float, float]) -> tuple[int, int, int]:
+    """First row and column and side, in pixels of the run's grid, of the picture of an event with these bounds."""
+    west, south, east, north = bounds
+    size = max(east - west, north - south) / grid.resolution
+    side = _whole(max(_LEAST, min(_AROUND * size, _MOST), 1.2 * size))
+    col0 = _whole(((west + east) / 2 - grid.x0) / grid.resolution - side / 2)
+    row0 = _whole((grid.y0 - (south + north) / 2) / grid.resolution - side / 2)
+    return row0, col0, side
+
+
+def picture_reads(plan: Plan, events: GeoDataFrame) -> dict[str, set[tuple[int, int, int]]]:
+    """What pictures of these events may read: scene id to squares (row, column, side) of the run's grid."""
+    found: dict[str, set[tuple[int, int, int]]] = {}
+    shapes = events.geometry.to_crs(plan.grid.crs)
+    for year, bounds in zip(events["loss_year"], shapes.bounds.itertuples(index=False), strict=True):
+        square = _square(plan.grid, tuple(bounds))
+        for scene in (*plan.before.get(int(year), ()), *_used(plan, int(year), tuple(bounds))):
+            found.setdefault(scene, set()).add(square)
+    return found
+
+
+def picture_boxes(
+    scene: Scene, band: str, squares: Collection[tuple[int, int, int]], grid: RunGrid
+) -> list[tuple[int, int, int, int]]:  # fmt: skip
+    """Pixels of a local band file (first row and column, and those after the last) that drawing squares may touch."""
+    with open_header(scene.assets[band].href) as source:
+        place = scene.grid if source.crs is None else None
+        crs, affine = (source.crs, source.transform) if place is None else (place.crs, Affine(*place.transform))
+    rows, cols, sides = np.array(sorted(squares), float).reshape(-1, 3).T
+    left, top, extent = grid.x0 + cols * grid.resolution, grid.y0 - rows * grid.resolution, sides * grid.resolution
+    # of the pixels that are made the coarsest are those in which clouds are counted
+    return warp_boxes(grid.crs, np.stack([left, top, left + extent, top - extent], 1), extent / _COARSE, crs, affine)
 
 
 def _whole(value: Any) -> Any:
@@ -153,9 +185,9 @@ def _affine(x: float, y: float, step: float) -> Affine:
     return Affine(step, 0, x, 0, -step, y)
 
 
-def _used(plan: Plan, year: int, frame: _Frame) -> list[str]:
+def _used(plan: Plan, year: int, bounds: tuple[float, float, float, float]) -> list[str]:
     """Scenes that the blocks under an event read for its loss year."""
-    west, south, east, north = frame.bounds
+    west, south, east, north = bounds
     grid, found = plan.grid, set[str]()
     for planned in plan.blocks:
         block = planned.block

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import cli_product, cli_training
+from pipeline import cli_flows, cli_product, cli_state, cli_training
+from pipeline.cli_run import log_file, report, run_config
 from pipeline.errors import ClearcauseError, ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.blocks import BlockRecord
     from pipeline.config import RunConfig
-    from pipeline.request import Outcome
 
 app = typer.Typer(
     help="Why was it cleared? Drivers of forest loss from Landsat, patch by patch, as a GeoPackage.",
@@ -32,6 +28,8 @@ models_app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.add_typer(cli_training.app)
 app.add_typer(cli_product.app)
+app.add_typer(cli_flows.app)
+app.add_typer(cli_state.app)
 
 Config = Annotated[Path, typer.Argument(help="configuration file (YAML)", metavar="CONFIG")]
 Options = Annotated[
@@ -86,8 +84,8 @@ def run(
     # Ten parameters: they are the command line
     parsed = _load(config, option, out=out, year=year, executor=executor)
     names = tuple(block.strip() for block in blocks.split(",") if block.strip())
-    outcome = _run(parsed, names, allow_incomplete=allow_incomplete, replan=replan, prefect=not no_prefect)
-    _report(outcome, json_)
+    outcome = run_config(parsed, names, allow_incomplete=allow_incomplete, replan=replan, prefect=not no_prefect)
+    report(outcome, json_)
 
 
 def _load(
@@ -101,113 +99,6 @@ def _load(
     overrides += [f"loss.years={json.dumps(year)}"] if year else []
     overrides += [f"compute.executor={json.dumps(executor)}"] if executor else []
     return load_config(path, tuple(overrides))
-
-
-def _run(config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, prefect: bool) -> Outcome:
-    from flows.runtime import open_pool
-    from pipeline import graph, steps
-    from pipeline.artifacts import run_lock
-    from pipeline.request import Request
-
-    steps.check_output(config)
-    with run_lock(config.work), _log_file(config.work), _progress() as progress:
-        request = Request(config, blocks, allow_incomplete, replan, open_pool, progress)
-        # a rerun that has nothing to do must not wait for an orchestrator to start
-        if not replan and (done := steps.current(request, steps.plan_run(request))) is not None:
-            return done
-        if not prefect:
-            return graph.run_region(request)
-        _quiet_prefect()
-        from flows.regions import run_request
-
-        name = f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
-        outcome: Outcome = run_request(request, name)
-        return outcome
-
-
-def _quiet_prefect() -> None:
-    """Defaults for a run without a Prefect server of its own; whatever the environment says wins."""
-    for key, value in {
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        # errors end in one line of ours; Prefect's view of them, with tracebacks, goes to its server
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-    }.items():
-        os.environ.setdefault(key, value)
-    if not os.environ.get("PREFECT_API_URL"):
-        print("starting a temporary Prefect server (up to a minute; set PREFECT_API_URL to use yours)", file=sys.stderr)
-
-
-@contextmanager
-def _log_file(work: Path) -> Iterator[None]:
-    """Write everything, tracebacks included, to run.log beside the checkpoints."""
-    logger = logging.getLogger("clearcause")
-    logger.setLevel(logging.DEBUG)
-    handler = logging.FileHandler(work / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        logger.debug("%s", "".join(traceback.format_exception(error)))
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on a terminal, a plain line for each block otherwise."""
-    count = 0
-    if not sys.stderr.isatty():
-
-        def line(record: BlockRecord) -> None:
-            print(_line(record), file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("blocks"),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task("", total=None)
-
-        def advance(record: BlockRecord) -> None:
-            nonlocal count
-            count += 1
-            bar.update(job, advance=1, description=_line(record))
-
-        yield advance
-
-
-def _line(record: BlockRecord) -> str:
-    text = f"block {record.block} {record.status}"
-    return f"{text}: {record.reason}" if record.reason else f"{text} in {record.seconds:.1f} s"
-
-
-def _report(outcome: Outcome, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"status": outcome.status, "product": str(outcome.product), "counts": outcome.counts}))
-        return
-    counts = outcome.counts
-    if outcome.status == "partial":
-        print(f"{counts['computed']} of {counts['blocks']} blocks are done; run without --blocks for the product")
-        return
-    word = "nothing to do, the product is current" if outcome.status == "current" else "published"
-    print(f"{word}: {outcome.product}")
-    kinds = ("classified", "uncertain", "no_imagery", "failed")
-    print(f"{counts['events']} events, {counts['loss_ha']:,.1f} ha: " + ", ".join(f"{counts[k]} {k}" for k in kinds))
 
 
 @app.command()
@@ -225,8 +116,9 @@ def plan(
 
     parsed = _load(config, option, year=year)
     steps.check_output(parsed)
-    with run_lock(parsed.work), _log_file(parsed.work):
-        made = steps.plan_run(Request(parsed, replan=True))
+    with run_lock(parsed.work), log_file(parsed.work):
+        # with a product at hand, looking must not give it another plan
+        made = steps.plan_run(Request(parsed, replan=not (parsed.output.dir / "run.json").is_file()))
     counts = made.counts(worker_count(parsed.compute))
     if json_:
         print(json.dumps(counts))
@@ -236,7 +128,7 @@ def plan(
         print(f"{key:<{width}}  {value:,}")
     for refusal in made.refused:
         print(f"refused {refusal.scene_id}: {refusal.reason}")
-    for warning in made.warnings:
+    for warning in (*made.warnings, *made.said):
         print(f"warning: {warning}")
 
 
@@ -250,15 +142,17 @@ def fetch(
     """Fill imagery.cache ahead of a run: plan, fetch every file of the plan, verify it. A run then needs no network."""
     from pipeline import steps
     from pipeline.artifacts import run_lock
+    from pipeline.fetching import fetch_scenes
     from pipeline.request import Request
 
     parsed = _load(config, option, year=year)
     steps.check_output(parsed)
-    with run_lock(parsed.work), _log_file(parsed.work):
+    with run_lock(parsed.work), log_file(parsed.work):
         request = Request(parsed)
         made = steps.plan_run(request)
-        kept = steps.fetch_scenes(request, made)
-    lost = sorted({r.scene_id: r.reason for r in kept.refused if r not in made.refused}.items())
+        kept = fetch_scenes(request, made)
+    told = {r.scene_id: r.reason for r in kept.refused if r not in made.refused}
+    lost = sorted((scene, reason) for scene, reason in told.items() if scene not in kept.spare)
     if json_:
         print(json.dumps({"scenes": len(kept.scenes), "lost": dict(lost), "cache": str(parsed.imagery.cache)}))
         return
@@ -312,8 +206,8 @@ def demo(
     from pipeline.demo import compare, prepare_demo, render_comparison
 
     config, province = prepare_demo(out, size, seed)
-    outcome = _run(config, (), allow_incomplete=False, replan=False, prefect=not no_prefect)
-    _report(outcome, False)
+    outcome = run_config(config, (), allow_incomplete=False, replan=False, prefect=not no_prefect)
+    report(outcome, False)
     print(render_comparison(compare(outcome.product, province)))
 
 

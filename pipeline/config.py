@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
+import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +18,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.errors import ConfigError
 
+EXECUTORS = ("local", "threads", "cuda", "slurm", "kubernetes")
 _NAMED_SOURCES = ("planetary-computer", "earth-search", "usgs")
 RESERVED = frozenset({
-    "event_id", "loss_year", "status", "driver", "driver_code", "confidence", "uncertain", "area_ha", "pixels",
-    "clear_share", "first_image", "last_image", "image_count", "years_after_loss", "lon", "lat", "model",
+    "event_id", "loss_year", "loss_date", "loss_date_last", "status", "driver", "driver_code", "confidence",
+    "uncertain", "area_ha", "pixels", "clear_share", "awaiting", "first_image", "last_image", "image_count",
+    "years_after_loss", "lon", "lat", "model",
     "eudr_after_cutoff", "eudr_conversion", "overlays_missing", "geometry", "geom", "fid",
 })  # fmt: skip
 """Columns of events, which no overlay may be called."""
@@ -56,9 +59,22 @@ class Region(Section):
     ] = ()
 
 
-class Loss(Section):
-    """Where and when forest was lost: a Hansen-coded raster, polygons with a year column, or `gfc`.
+def _without_secrets(address: str) -> str:
+    """Refuse an address with credentials or a query: it would stand in the product's record."""
+    if "://" in address and ("?" in address or "@" in address):
+        raise ValueError(
+            "an address here holds no credentials and no query; secrets come from the environment (.netrc)"
+        )
+    return address
 
+
+class Loss(Section):
+    """Where and when forest was lost: a raster of loss years or alerts, polygons with a year or a date, or `gfc`.
+
+    `coding` says what a raster's pixels hold: `hansen` years, or days of alerts as Global Forest Watch (`integrated`),
+    Wageningen (`radd`) or Maryland (`glad`) writes them (see `pipeline.alerts`); of alerts those of at least
+    `min_confidence` count. Columns of polygons are found by usual names, or named in `year_column` or `date_column`.
+    Where days are known, images from before the last day of an event's loss do not serve it.
     `gfc` is Hansen's Global Forest Change of a `version`, fetched by tile from `archive` into imagery.cache.
     """
 
@@ -67,8 +83,28 @@ class Loss(Section):
     archive: str = Field("https://storage.googleapis.com/earthenginepartners-hansen", pattern=r"^https?://")
     years: tuple[int, ...] = Field(min_length=1)
     min_area_ha: float = Field(0.5, ge=0)
+    coding: Literal["hansen", "integrated", "radd", "glad"] = "hansen"
+    min_confidence: Literal["low", "high", "highest"] = "low"
     year_column: str | None = None
+    date_column: str | None = None
     layer: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Loss:
+        if self.coding == "hansen" and self.min_confidence != "low":
+            raise ValueError("min_confidence is of alerts; name their coding: integrated, radd or glad")
+        if self.coding != "hansen" and self.source == "gfc":
+            raise ValueError(f"coding {self.coding} does not go with source gfc, which holds Hansen's years")
+        if self.min_confidence == "highest" and self.coding != "integrated":
+            raise ValueError("min_confidence highest is of coding integrated only; radd and glad know low and high")
+        if self.year_column and self.date_column:
+            raise ValueError("year_column and date_column are both named; keep one")
+        return self
+
+    @field_validator("archive")
+    @classmethod
+    def _plain(cls, address: str) -> str:
+        return _without_secrets(address)
 
     @field_validator("years")
     @classmethod
@@ -92,11 +128,16 @@ class ImageWindow(Section):
 
 
 class Imagery(Section):
-    """Where scenes come from and which may serve. `max_scenes` counts per WRS path/row and loss year.
+    """Where scenes come from and which may serve.
+
+    Of a WRS path/row and loss year scenes are taken, clearest over the loss first, until every loss pixel has
+    `enough_clear` clear observations, the scenes run out, or `max_scenes` are taken. A scene that brings a missing
+    observation to no more than a share `least_gain` of the loss pixels is left, unless one of them has none at all.
 
     Scenes of the `before_years` years before a loss year serve pictures for people only, never the model; 0 = none.
     Remote files are kept in `cache`, the least recently used go first beyond `cache_gb`. `requester_pays` agrees to pay
-    for S3 buckets whose readers pay; `allow_hosts` names private hosts that may be read.
+    for S3 buckets whose readers pay; `allow_hosts` names private hosts that may be read. `read` says what comes of a
+    remote file: the `window`s that the run needs, or the whole file (`cache`); results do not depend on it.
     """
 
     source: str
@@ -104,11 +145,19 @@ class Imagery(Section):
     window: ImageWindow = ImageWindow()
     max_cloud: float = Field(60.0, ge=0, le=100)
     max_scenes: int = Field(12, ge=1)
+    enough_clear: int = Field(5, ge=1, le=99)
+    least_gain: float = Field(0.01, ge=0, lt=1)
     before_years: int = Field(3, ge=0, le=20)
+    read: Literal["window", "cache"] = "window"
     cache: Path = Path("cache")
     cache_gb: float = Field(200.0, gt=0)
     allow_hosts: tuple[str, ...] = ()
     requester_pays: bool = False
+
+    @field_validator("source")
+    @classmethod
+    def _plain(cls, source: str) -> str:
+        return _without_secrets(source)
 
 
 class GridSpec(Section):
@@ -139,7 +188,13 @@ class Tiling(Section):
 
 
 class Compute(Section):
-    """Who computes: `local` (Dask processes), `threads` (this process), or a Dask scheduler address."""
+    """Who computes, and with what.
+
+    `executor` is one of `local` (Dask processes of this machine) · `threads` (this process) · `cuda` (a process for
+    each GPU of this machine) · `slurm` (jobs) · `kubernetes` (pods) · the address of a Dask scheduler, tcp:// or
+    tls://. `workers` is how many of them; with an address, how many blocks at once. What a site decides (queues,
+    images, certificates) stands in Dask's own files: jobqueue.yaml, kubernetes.yaml, distributed.yaml.
+    """
 
     executor: str = "local"
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = "auto"
@@ -149,9 +204,9 @@ class Compute(Section):
     @field_validator("executor")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value in ("local", "threads") or re.match(r"^(tcp|tls|ws|wss|ucx|inproc)://", value):
+        if value in EXECUTORS or re.match(r"^(tcp|tls|ws|wss|ucx|inproc)://", value):
             return value
-        raise ValueError(f"{value!r} is neither local, nor threads, nor a scheduler address like tcp://host:8786")
+        raise ValueError(f"{value!r} is none of {', '.join(EXECUTORS)}, nor a scheduler address like tcp://host:8786")
 
 
 class Overlay(Section):
@@ -241,6 +296,39 @@ class Output(Section):
     min_patch_ha: float = Field(0.0, ge=0)
 
 
+class Schedule(Section):
+    """When the region runs by itself (`clearcause serve`): a `cron` of five fields in a `timezone` (IANA name).
+
+    `overlap` says what a run does that meets another one of its region: `wait` for it, or end as skipped. `tags` are
+    Prefect's. Without a `cron` the region runs on demand only.
+    """
+
+    cron: str | None = None
+    timezone: str | None = None
+    overlap: Literal["wait", "skip"] = "wait"
+    tags: tuple[str, ...] = ()
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, cron: str | None) -> str | None:
+        if cron is not None and not re.fullmatch(r"[\w*,/#-]+( [\w*,/#-]+){4}", cron):
+            raise ValueError(f"{cron!r} is no cron of five fields, as in '0 4 1 * *' (04:00 on the first of a month)")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str | None) -> str | None:
+        if name is not None and name not in zoneinfo.available_timezones():
+            raise ValueError(f"{name!r} is no time zone; write one as in Asia/Jakarta, or UTC")
+        return name
+
+    @model_validator(mode="after")
+    def _zone_of_cron(self) -> Schedule:
+        if self.cron is not None and self.timezone is None:
+            raise ValueError("cron needs a timezone, as in Asia/Jakarta, or UTC")
+        return self
+
+
 class RunConfig(Section):
     """One run. Every section belongs to a stage; see `configs/` for tested examples."""
 
@@ -254,6 +342,7 @@ class RunConfig(Section):
     overlays: tuple[Overlay, ...] = ()
     auxiliary: tuple[Auxiliary, ...] = ()
     reference: Reference | None = None
+    schedule: Schedule = Schedule()
     output: Output
 
     @field_validator("auxiliary")

@@ -11,6 +11,8 @@ from pipeline.models.calibration import calibrated
 from pipeline.models.card import Calibration
 
 CLASSIFIED, UNCERTAIN, NO_IMAGERY, FAILED = "classified", "uncertain", "no_imagery", "failed"
+AWAITING = "awaiting"
+"""Column of events: no image shows it clear yet, a later one may (see `pipeline.late`)."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -185,16 +186,19 @@ def _write_gdal(path: Path, frame: pd.DataFrame, layer: str, to: str) -> None:
         "pmtiles": {
             "dataset_options": {
                 "MINZOOM": "2", "MAXZOOM": str(_MAX_ZOOM), "MAX_SIZE": "50000000", "MAX_FEATURES": "2000000",
-                "SIMPLIFICATION_MAX_ZOOM": "0",
+                "SIMPLIFICATION_MAX_ZOOM": "0", "NAME": path.stem, "DESCRIPTION": path.stem,
             }
         },
     }[to]  # fmt: skip
     if to == "pmtiles":
         frame = frame[_drawable(frame)]
     kind = "Unknown" if to == "pmtiles" else None
+    # in memory first: GDAL does not tell of a disk that was full when it closed a file
+    made = io.BytesIO()
     pyogrio.write_dataframe(
-        frame, path, layer=layer, driver=_DRIVERS[to], use_arrow=True, geometry_type=kind or _kind(frame), **options
+        frame, made, layer=layer, driver=_DRIVERS[to], use_arrow=True, geometry_type=kind or _kind(frame), **options
     )
+    path.write_bytes(made.getbuffer())
 
 
 def _drawable(frame: pd.DataFrame) -> Any:

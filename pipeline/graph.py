@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import steps
+from pipeline import fetching, steps
 from pipeline.request import Outcome, Request
 
 Call = Callable[..., Any]
@@ -35,7 +35,10 @@ def run_region(request: Request, call: Call = plainly) -> Outcome:
     plan = call(steps.plan_run, request)
     if (done := steps.current(request, plan)) is not None:
         return done
-    plan = call(steps.fetch_scenes, request, plan)
+    plan = call(fetching.fetch_scenes, request, plan)
+    # the plan was made anew, and it came out the same
+    if (done := steps.current(request, plan)) is not None:
+        return done
     ledger = call(steps.predict_blocks, request, plan)
     merged = call(steps.merge_blocks, request, ledger)
     if merged is None:

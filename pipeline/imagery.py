@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import rasterio
 
+from pipeline.alerts import day_number
 from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
 from pipeline.grid import Block, RunGrid
@@ -32,6 +33,8 @@ class YearImage:
         patches: where the model will look.
         image: float32 [bands, height, width] over the block's lattice window, NaN = not seen (`fill_composites`).
         seen: (event row, scene id) to clear loss pixels of that event in that scene (`fill_composites`).
+        since: int32 over the lattice window, days since 1970-01-01: what scenes of earlier days show of a pixel does
+            not count, as its forest still stood; None where no day is known.
     """
 
     loss: np.ndarray
@@ -39,6 +42,31 @@ class YearImage:
     patches: Sequence[Patch]
     image: np.ndarray
     seen: dict[tuple[int, str], int] = field(default_factory=dict)
+    since: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """A window of the run's grid (row, column, height, width) that is read, for those `years` of a group."""
+
+    window: tuple[int, int, int, int]
+    years: tuple[int, ...]
+
+
+def list_reads(group: Sequence[Sequence[Patch]], block: Block, layout: PatchLayout) -> Iterator[Read]:
+    """What is read of the scenes of a group of years of one block: nothing but the hull of patches in each tile.
+
+    The fetch stage brings the files' tiles by this list.
+
+    Args:
+        group: patches of each year; none for a year that reads nothing.
+        block: the block.
+        layout: how patches are laid.
+    """
+    for tile in _tiles(*lattice_window(block, layout)):
+        needed = {k: part for k, patches in enumerate(group) if (part := _needed(patches, layout.size, tile))}
+        if needed:
+            yield Read(_hull(list(needed.values())), tuple(needed))
 
 
 def fill_composites(
@@ -52,19 +80,21 @@ def fill_composites(
     from pipeline.scenes import LandsatScenes
 
     scenes = sorted({s.id: s for year in years if year.patches for s in year.scenes}.values(), key=lambda s: s.id)
-    row0, col0, height, width = lattice_window(block, layout)
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB), LandsatScenes(scenes, grid, bands) as dataset:
-        for tile in _tiles(row0, col0, height, width):
-            needed = [(year, part) for year in years if year.scenes and (part := _needed(year, layout.size, tile))]
-            if not needed:
-                continue
-            top, left, h, w = _hull([part for _, part in needed])
-            wanted = {s.id for year, _ in needed for s in year.scenes}
+    row0, col0, _, _ = lattice_window(block, layout)
+    # with several threads GDAL serves a tile that it failed to read when it is asked for it a second time
+    limits = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_NUM_THREADS="1")
+    with limits, LandsatScenes(scenes, grid, bands) as dataset:
+        for read in list_reads([year.patches if year.scenes else () for year in years], block, layout):
+            top, left, h, w = read.window
+            needed = [years[k] for k in read.years]
+            wanted = {s.id for year in needed for s in year.scenes}
             at = {s.id: k for k, s in enumerate(s for s in scenes if s.id in wanted)}
             stack = dataset.read(top, left, h, w, wanted)
-            for year, _ in needed:
+            for year in needed:
                 chosen = stack[[at[s.id] for s in year.scenes]]
                 inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)
+                if year.since is not None:
+                    _hide_early(chosen, year.scenes, year.since[inside])
                 year.image[:, *inside], _ = median_composite(chosen)
                 _count_seen(year, _cut(year.loss, block, (top, left, h, w)), chosen)
 
@@ -77,11 +107,13 @@ def _tiles(row0: int, col0: int, height: int, width: int) -> Iterator[tuple[int,
             yield r0, c0, min(top + _TILE, row0 + height) - r0, min(left + _TILE, col0 + width) - c0
 
 
-def _needed(year: YearImage, size: int, tile: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
-    """The part of a tile (row, column, height, width) that the year's patches cover, None where they cover none."""
+def _needed(
+    patches: Sequence[Patch], size: int, tile: tuple[int, int, int, int]
+) -> tuple[int, int, int, int] | None:  # fmt: skip
+    """The part of a tile (row, column, height, width) that patches cover, None where they cover none."""
     top, left, height, width = tile
     parts = []
-    for patch in year.patches:
+    for patch in patches:
         r0, c0 = max(patch.row0, top), max(patch.col0, left)
         r1, c1 = min(patch.row0 + size, top + height), min(patch.col0 + size, left + width)
         if r0 < r1 and c0 < c1:
@@ -104,6 +136,12 @@ def _cut(loss: np.ndarray, block: Block, window: tuple[int, int, int, int]) -> n
         part = loss[r0 - block.row0 : r1 - block.row0, c0 - block.col0 : c1 - block.col0]
         out[r0 - top : r1 - top, c0 - left : c1 - left] = part
     return out
+
+
+def _hide_early(stack: np.ndarray, scenes: Sequence[Scene], since: np.ndarray) -> None:
+    """Set to NaN what scenes [scenes, bands, h, w] show of pixels before their day `since` [h, w], in place."""
+    for layers, scene in zip(stack, scenes, strict=True):
+        layers[:, since > day_number(scene.datetime.date())] = np.nan
 
 
 def _count_seen(year: YearImage, loss: np.ndarray, stack: np.ndarray) -> None:

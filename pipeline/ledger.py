@@ -1,33 +1,44 @@
 """The ledger: every block of a run ends in a counted state, whatever its worker does.
 
-Blocks are handed to any `concurrent.futures` executor (a thread pool, or a Dask client's), never more than there are
-workers, so that a block which kills its worker takes no waiting neighbour with it. A scene that cannot be read is
-excluded for all blocks; a block that runs out of memory is tried with smaller batches; one that kills its worker three
-times is set aside with its reason.
+Blocks are handed to any `concurrent.futures` executor (a thread pool, or Dask), never more than it has room for. A
+scene that cannot be read is excluded for all blocks. A block that runs out of memory is tried with smaller batches, and
+so are all that follow. One whose worker died is tried again among the others, then once more alone, so that no block is
+set aside for what its neighbour did; after three tries it is set aside with its reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 
 from pipeline.blocks import BlockRecord, BlockTask
 from pipeline.errors import ClearcauseError, SceneError
+from pipeline.request import Pool
 
 MAX_ATTEMPTS = 3
-_DEATHS = ("KilledWorker", "BrokenProcessPool", "CancelledError", "FutureCancelledError", "CommClosedError")
+_PAUSE = 1.0
+"""Seconds after which the pool is looked after although no block has ended."""
+_DEATHS = (
+    "KilledWorker", "BrokenProcessPool", "CancelledError", "FutureCancelledError", "CommClosedError", "FutureLostError",
+    "TriedBefore",
+)  # fmt: skip
 _MEMORY = ("MemoryError", "OutOfMemoryError")
 
 
 @dataclass
 class Ledger:
-    """States of all blocks: `records` by block id, and `excluded` scenes with the reason."""
+    """States of all blocks: `records` by block id, `excluded` scenes with the reason.
+
+    `batch` is the most patches to a call of the model that memory has allowed; None = what the engine finds.
+    """
 
     records: dict[str, BlockRecord] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
+    batch: int | None = None
 
     @property
     def failed(self) -> list[BlockRecord]:
@@ -38,16 +49,22 @@ class Ledger:
 def drive(
     tasks: Sequence[BlockTask],
     compute: Callable[[BlockTask], BlockRecord],
-    executor: Executor,
-    slots: int,
+    pool: Pool,
     progress: Callable[[BlockRecord], None] = lambda _: None,
+    ledger: Ledger | None = None,
 ) -> Ledger:
-    """Run `compute` over all tasks, at most `slots` at a time, and account for each of them."""
-    ledger = Ledger()
+    """Run `compute` over all tasks, as many at a time as the pool has slots, and account for each of them.
+
+    A `ledger` that is given is filled as blocks end, so that it is right whenever this is interrupted.
+
+    Raises:
+        IncompleteError: the pool has lost its workers for good.
+    """
+    ledger = Ledger() if ledger is None else ledger
     rounds = list(tasks)
     while rounds:
         known = set(ledger.excluded)
-        _drive_round(rounds, compute, executor, slots, (ledger, progress))
+        _Round(rounds, compute, pool, progress, ledger).run()
         # a scene found unreadable midway must go from the blocks that were done with it too; the checkpoint's name
         # tells: a block that never used it is found at once
         again = set(ledger.excluded) != known
@@ -55,31 +72,59 @@ def drive(
     return ledger
 
 
-def _drive_round(
-    tasks: Sequence[BlockTask],
-    compute: Callable[[BlockTask], BlockRecord],
-    executor: Executor,
-    slots: int,
-    book: tuple[Ledger, Callable[[BlockRecord], None]],
-) -> None:
-    """Run each task until it ends in a record of the ledger."""
-    ledger, progress = book
-    waiting = deque((task, 1) for task in tasks)
-    running: dict[Future[BlockRecord], tuple[BlockTask, int]] = {}
-    while waiting or running:
-        while waiting and len(running) < slots:
-            task, attempt = waiting.popleft()
-            task = dataclasses.replace(task, excluded=tuple(sorted(ledger.excluded)))
-            running[executor.submit(compute, task)] = (task, attempt)
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            task, attempt = running.pop(future)
-            outcome = _settle(future, task, attempt, ledger)
-            if isinstance(outcome, BlockRecord):
-                ledger.records[task.block] = outcome
-                progress(outcome)
-            else:
-                waiting.append(outcome)
+class _Round:
+    """Each task, until it ends in a record of the ledger."""
+
+    def __init__(
+        self,
+        tasks: Sequence[BlockTask],
+        compute: Callable[[BlockTask], BlockRecord],
+        pool: Pool,
+        progress: Callable[[BlockRecord], None],
+        ledger: Ledger,
+    ) -> None:
+        self.compute, self.pool, self.progress, self.ledger = compute, pool, progress, ledger
+        self.waiting = deque((task, 1) for task in tasks)
+        self.alone: deque[tuple[BlockTask, int]] = deque()
+        self.running: dict[Future[BlockRecord], tuple[BlockTask, int]] = {}
+
+    def run(self) -> None:
+        try:
+            while self.waiting or self.alone or self.running:
+                self._fill(self.pool.slots())
+                if not self.running:
+                    time.sleep(_PAUSE)
+                    continue
+                done, _ = wait(self.running, timeout=_PAUSE, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._end(future)
+        finally:
+            for future in self.running:
+                future.cancel()
+
+    def _fill(self, slots: int) -> None:
+        while self.waiting and len(self.running) < slots:
+            self._submit(*self.waiting.popleft())
+        if self.alone and slots and not self.running:
+            self._submit(*self.alone.popleft())
+
+    def _submit(self, task: BlockTask, attempt: int) -> None:
+        known = [batch for batch in (task.batch, self.ledger.batch) if batch]
+        task = dataclasses.replace(
+            task, excluded=tuple(sorted(self.ledger.excluded)), batch=min(known) if known else None
+        )
+        self.running[self.pool.executor.submit(self.compute, task)] = (task, attempt)
+
+    def _end(self, future: Future[BlockRecord]) -> None:
+        task, attempt = self.running.pop(future)
+        outcome = _settle(future, task, attempt, self.ledger)
+        if isinstance(outcome, BlockRecord):
+            self.ledger.records[task.block] = outcome
+            self.progress(outcome)
+        elif outcome[1] == MAX_ATTEMPTS and outcome[1] > attempt:
+            self.alone.append(outcome)
+        else:
+            self.waiting.append(outcome)
 
 
 def _settle(
@@ -99,7 +144,8 @@ def _settle(
         if attempt < MAX_ATTEMPTS and kind in _DEATHS:
             return task, attempt + 1
         if attempt < MAX_ATTEMPTS and kind in _MEMORY:
-            return dataclasses.replace(task, batch=max((task.batch or 2) // 2, 1)), attempt + 1
+            ledger.batch = min(filter(None, (ledger.batch, max((task.batch or 2) // 2, 1))))
+            return task, attempt + 1
         return BlockRecord(task.block, "failed", reason=_reason(error, kind, attempt), attempts=attempt)
 
 

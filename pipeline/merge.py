@@ -19,9 +19,9 @@ import shapely
 from rasterio.windows import Window
 
 from pipeline.blocks import IMAGES, RASTERS, SUMS, BlockRecord
-from pipeline.drivers import FAILED, Drivers
+from pipeline.drivers import AWAITING, FAILED, NO_IMAGERY, Drivers
 from pipeline.events import LogitSums
-from pipeline.grid import RunGrid, area_ha, reproject
+from pipeline.grid import Block, RunGrid, area_ha, reproject
 from pipeline.labels import NO_DATA, LabelScheme
 from pipeline.plan import AUXILIARY_PREFIX, LABELS_FILE, Plan
 from pipeline.polygons import CodeRaster
@@ -61,13 +61,14 @@ def read_sums(work: Path, records: Iterable[BlockRecord], count: int, scheme: La
 
 
 def failed_events(work: Path, plan: Plan, failed: Iterable[str], count: int) -> np.ndarray:
-    """Bool [n]: events that have a pixel in a block that could not be computed."""
+    """Bool [n]: events that have a pixel in a block that could not be computed; of a late block, its own events."""
     out = np.zeros(count, bool)
-    windows = {b.block.id: b.block for b in plan.blocks}
+    blocks = {b.block.id: b for b in plan.blocks}
     with rasterio.open(work / LABELS_FILE) as raster:
-        for block in (windows[b] for b in failed):
+        for planned in (blocks[b] for b in failed):
+            block = planned.block
             part = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
-            out[np.unique(part[part > 0]) - 1] = True
+            out[list(planned.only) if planned.late else np.unique(part[part > 0]) - 1] = True
     return out
 
 
@@ -77,11 +78,16 @@ def event_table(events: GeoDataFrame, sums: Sums, drivers: Drivers, plan: Plan, 
     The predictors that the plan sampled (`aux_<name>`) follow: what a driver was decided on can be looked at.
     """
     out = events[["event_id", "loss_year"]].copy()
+    for column, days in (("loss_date", events["first_day"]), ("loss_date_last", events["last_day"])):
+        out[column] = days.to_numpy().astype("datetime64[D]").astype("datetime64[ms]")
+        out.loc[days.to_numpy() == 0, column] = pd.NaT
     out["status"] = drivers.status
     _add_driver(out, drivers, scheme)
     out["area_ha"], out["pixels"] = events["area_ha"], events["pixels"]
     share = sums.logits.clear / np.maximum(events["pixels"].to_numpy(), 1)
     out["clear_share"] = np.where(drivers.status == FAILED, np.nan, np.round(share, 6))
+    # an event without a pixel of its own can never be seen: it awaits nothing
+    out[AWAITING] = (drivers.status == NO_IMAGERY) & (events["pixels"].to_numpy() > 0)
     _add_images(out, sums.images, plan)
     points = shapely.point_on_surface(np.asarray(events.geometry.values))
     out["lon"], out["lat"] = shapely.get_x(points), shapely.get_y(points)
@@ -122,7 +128,7 @@ def _add_images(out: Any, images: pd.DataFrame, plan: Plan) -> None:
 
 
 def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path) -> tuple[Path, Path, CodeRaster]:
-    """Put the blocks' rasters together on the run's grid.
+    """Put the blocks' rasters together on the run's grid; late blocks fill pixels that were empty.
 
     Returns:
         drivers.tif and confidence.tif (uint8, 255 = no data), and the raster of (event row * 256 + class code).
@@ -133,7 +139,6 @@ def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path)
         "blockysize": 512, "compress": "deflate", "sparse_ok": True, "bigtiff": "if_safer",
     }  # fmt: skip
     paths = folder / "drivers.tif", folder / "confidence.tif"
-    windows = {b.block.id: b.block for b in plan.blocks}
     codes = CodeRaster(folder, "codes", (plan.grid.height, plan.grid.width), plan.grid.crs, plan.grid.geobox.affine)
     with (
         codes,
@@ -141,17 +146,39 @@ def mosaic(work: Path, plan: Plan, records: Iterable[BlockRecord], folder: Path)
         rasterio.open(paths[1], "w", **profile) as confidence,
         rasterio.open(work / LABELS_FILE) as labels,
     ):
-        for record in records:
-            block = windows[record.block]
+        for block, folders in _by_window(plan, records):
             window = Window(block.col0, block.row0, block.width, block.height)
-            with np.load(work / "blocks" / record.checkpoint / RASTERS, allow_pickle=False) as arrays:
-                classes = arrays["drivers"]
-                drivers.write(classes, 1, window=window)
-                confidence.write(arrays["confidence"], 1, window=window)
+            classes, sure = _overlaid([work / "blocks" / name for name in folders])
+            drivers.write(classes, 1, window=window)
+            confidence.write(sure, 1, window=window)
             events = labels.read(1, window=window)
             joined = np.where(classes != NO_DATA, events * _CODES + classes, 0)
             codes.write(joined, block.row0, block.col0)
     return *paths, codes
+
+
+def _by_window(plan: Plan, records: Iterable[BlockRecord]) -> list[tuple[Block, list[str]]]:
+    """Each window of the grid that has results, with the checkpoints of its block and of late passes, in order."""
+    checkpoints = {record.block: record.checkpoint for record in records}
+    found: dict[tuple[int, int], tuple[Block, list[str]]] = {}
+    for planned in sorted(plan.blocks, key=lambda b: b.late):
+        if planned.block.id in checkpoints:
+            place = planned.block.row0, planned.block.col0
+            found.setdefault(place, (planned.block, []))[1].append(checkpoints[planned.block.id])
+    return list(found.values())
+
+
+def _overlaid(folders: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and confidence of one window from its checkpoints: what an earlier one says stays."""
+    layers = []
+    for folder in folders:
+        with np.load(folder / RASTERS, allow_pickle=False) as arrays:
+            layers.append((arrays["drivers"], arrays["confidence"]))
+    classes, sure = layers[0]
+    for more, more_sure in layers[1:]:
+        empty = classes == NO_DATA
+        classes, sure = np.where(empty, more, classes), np.where(empty, more_sure, sure)
+    return classes, sure
 
 
 def patch_table(

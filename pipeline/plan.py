@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -21,9 +21,11 @@ import shapely
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry as Geometry
 
-from pipeline.artifacts import digest, write_json
+from pipeline.artifacts import code_digest, digest, stamp, write_json
 from pipeline.auxiliary.record import AuxiliarySource
+from pipeline.candidates import footprint, scene_warnings, wrs_place
 from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
+from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
 from pipeline.lattice import PatchLayout, lattice_window
@@ -40,13 +42,19 @@ AUXILIARY_PREFIX = "aux_"
 
 @dataclass(frozen=True)
 class PlannedBlock:
-    """A block that holds loss: its window, the scenes for each loss year, and how much there is to do."""
+    """A block that holds loss: its window, the scenes for each loss year, and how much there is to do.
+
+    `late` is 0 for a block of the first plan and k for one of the k-th pass over late images, which computes only the
+    events in the rows `only` (see `pipeline.late`).
+    """
 
     block: Block
     scenes: dict[int, tuple[str, ...]]
     events: int
     pixels: int
     patches: int
+    late: int = 0
+    only: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,14 @@ class Plan:
 
     `model` digests what pixels depend on: the card less its region head, which only the merge knows. `before` names,
     by loss year, scenes from before the loss, which are in `before_scenes`: pictures are made of them, blocks never
-    see them. `cache` is where files of remote scenes lie.
+    see them. `cache` is where files of remote scenes lie. `archive` digests the local files of the imagery source, and
+    `known` those of each scene that it gave, chosen or refused (`files_of`).
+
+    Which scenes serve is settled in two steps. The catalog's answer gives `candidates` by loss year; the fetch stage
+    looks at their clouds over the loss and takes the `chosen` ones (see `pipeline.survey`). Those stand in `scenes`,
+    the others in `spare`, from where they replace a scene that turns out not to be had. `undecided` lists the loss
+    years and path/rows whose choice is still to be made: until then every candidate counts as chosen. `said` holds the
+    warnings about the scenes as they stand.
     """
 
     inputs: str
@@ -79,18 +94,30 @@ class Plan:
     before: dict[int, tuple[str, ...]] = field(default_factory=dict)
     before_scenes: dict[str, Scene] = field(default_factory=dict)
     cache: str = ""
+    archive: str = ""
+    known: dict[str, str] = field(default_factory=dict)
+    candidates: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    chosen: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    spare: dict[str, Scene] = field(default_factory=dict)
+    undecided: tuple[tuple[int, str], ...] = ()
+    max_scenes: int | None = None
+    said: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write the plan to `plan.json` in a folder."""
         write_json(folder / PLAN_FILE, _to_json(self))
 
     def counts(self, workers: int) -> dict[str, Any]:
-        """Say how much the plan asks for: counts, megapixels, bytes of imagery to read, and seconds as a guess."""
+        """Say how much the plan asks for: counts, megapixels, bytes of imagery to read, and seconds as a guess.
+
+        Before the choice of scenes `scenes`, `bytes` and `seconds` are upper bounds: of `scenes_candidates`, at most
+        `max_scenes` of a path/row and loss year will be read.
+        """
         patches = sum(b.patches for b in self.blocks)
         megapixels = patches * self.layout.size**2 / 1e6
         margin = [lattice_window(b.block, self.layout)[2:] for b in self.blocks]
         read = sum(
-            h * w * 2 * (len(self.bands) + 1) * sum(map(len, b.scenes.values()))
+            h * w * 2 * (len(self.bands) + 1) * sum(map(self._at_most, b.scenes.values()))
             for (h, w), b in zip(margin, self.blocks, strict=True)
         )
         return {
@@ -98,7 +125,8 @@ class Plan:
             "loss_ha": round(self.event_ha, 2),
             "events_below_min_area": self.below_count,
             "blocks": len(self.blocks),
-            "scenes": len(self.scenes),
+            "scenes": self._most_scenes(),
+            "scenes_candidates": len(self.scenes) + len(self.spare),
             "scenes_refused": len(self.refused),
             "scenes_before": len(set(self.before_scenes) - set(self.scenes)),
             "patches": patches,
@@ -106,6 +134,17 @@ class Plan:
             "bytes": read,
             "seconds": round(_START_SECONDS + (megapixels / _MPX_PER_SECOND + read / _BYTES_PER_SECOND) / workers),
         }
+
+    def _at_most(self, ids: Sequence[str]) -> int:
+        """How many of some scenes of one loss year are read at most."""
+        places = Counter(wrs_place(self.scenes[key]) for key in ids)
+        return sum(min(n, self.max_scenes or n) for n in places.values())
+
+    def _most_scenes(self) -> int:
+        """How many scenes are read at most, over all loss years."""
+        if not self.undecided:
+            return len(self.scenes)
+        return min(len(self.scenes), sum(map(self._at_most, self.chosen.values())))
 
 
 _CELL = 512
@@ -132,6 +171,8 @@ def read_plan(folder: Path) -> Plan:
             b["events"],
             b["pixels"],
             b["patches"],
+            b["late"],
+            tuple(b["only"]),
         )
         for b in tree["blocks"]
     )
@@ -141,8 +182,16 @@ def read_plan(folder: Path) -> Plan:
         "warnings": tuple(tree["warnings"]), "auxiliary": tuple(_auxiliary(a) for a in tree["auxiliary"]),
         "before": {int(y): tuple(s) for y, s in tree.get("before", {}).items()},
         "before_scenes": {key: _scene(value) for key, value in tree.get("before_scenes", {}).items()},
+        **{name: {int(y): tuple(s) for y, s in tree[name].items()} for name in ("candidates", "chosen")},
+        "spare": {key: _scene(value) for key, value in tree["spare"].items()},
+        "undecided": tuple((int(year), place) for year, place in tree["undecided"]), "said": tuple(tree["said"]),
     }  # fmt: skip
     return Plan(**{**tree, **rest})
+
+
+def files_of(scene: Scene) -> str:
+    """Digest of the local files of a scene (name, size, time); of remote ones only the addresses count."""
+    return digest([stamp(Path(asset.href)) for _, asset in sorted(scene.assets.items())])
 
 
 def _auxiliary(tree: dict[str, Any]) -> AuxiliarySource:
@@ -176,13 +225,17 @@ def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, layout: Patch
     with rasterio.open(labels) as raster:
         for block in grid.blocks():
             part = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
-            if not part.any():
-                continue
-            rows = np.unique(part[part > 0]) - 1
-            year_of = np.concatenate([[0], years])[part]
-            patches = {int(y): _count_patches(year_of == y, block, layout) for y in np.unique(years[rows])}
-            found[block.id] = FoundBlock(block, len(rows), int(np.count_nonzero(part)), patches)
+            if part.any():
+                found[block.id] = find_block(block, part, years, layout)
     return found
+
+
+def find_block(block: Block, labels: np.ndarray, years: np.ndarray, layout: PatchLayout) -> FoundBlock:
+    """What a block holds: `labels` int32 [block.height, block.width], event row + 1; `years` by event row."""
+    rows = np.unique(labels[labels > 0]) - 1
+    year_of = np.concatenate([[0], years])[labels]
+    patches = {int(y): _count_patches(year_of == y, block, layout) for y in np.unique(years[rows])}
+    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches)
 
 
 def _count_patches(loss: np.ndarray, block: Block, layout: PatchLayout) -> int:
@@ -208,66 +261,6 @@ def ask_catalog(
     return [s for s in found if isinstance(s, Scene)], [r for r in found if isinstance(r, Refusal)]
 
 
-def choose_scenes(
-    scenes: Iterable[Scene], loss: dict[int, Geometry], imagery: Imagery
-) -> tuple[dict[int, list[Scene]], list[Refusal]]:
-    """Choose the scenes of each loss year: least cloudy first, at most `max_scenes` of a WRS path/row.
-
-    Args:
-        scenes: what can serve.
-        loss: loss year to the area (EPSG:4326) where imagery is needed.
-        imagery: limits.
-
-    Returns:
-        Scenes by loss year, and a refusal with its reason for each scene that no year takes.
-    """
-    chosen: dict[int, list[Scene]] = {year: [] for year in loss}
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    ordered = sorted(scenes, key=lambda s: (cloudiness(s), s.datetime, s.id))
-    for year, area in loss.items():
-        taken: Counter[str] = Counter()
-        for scene in ordered:
-            reason = _unfit(scene, year, area, imagery, taken)
-            if reason:
-                reasons[scene.id][reason] += 1
-            else:
-                taken[wrs_place(scene)] += 1
-                chosen[year].append(scene)
-    used = {scene.id for group in chosen.values() for scene in group}
-    refused = [_refuse(s, reasons[s.id].most_common(1)[0][0]) for s in ordered if s.id not in used and reasons[s.id]]
-    return chosen, sorted(refused, key=lambda r: r.scene_id)
-
-
-def cloudiness(scene: Scene) -> float:
-    """Cloud cover for sorting: unknown comes last."""
-    return 101.0 if scene.cloud_cover is None else scene.cloud_cover
-
-
-def _unfit(scene: Scene, year: int, area: Geometry, imagery: Imagery, taken: Counter[str]) -> str | None:
-    first, last = year + imagery.window.first_year, year + imagery.window.last_year
-    if not first <= scene.datetime.year <= last:
-        return f"wrong date: {scene.datetime.date()} is not in imagery.window of any loss year"
-    if scene.cloud_cover is not None and scene.cloud_cover > imagery.max_cloud:
-        return f"cloud cover {scene.cloud_cover:g} % is above imagery.max_cloud {imagery.max_cloud:g} %"
-    if not shapely.intersects(shapely.from_wkt(scene.footprint), area):
-        return "outside the area around the loss"
-    if taken[wrs_place(scene)] >= imagery.max_scenes:
-        return f"not needed: imagery.max_scenes {imagery.max_scenes} clearer ones of its path/row were taken"
-    return None
-
-
-def wrs_place(scene: Scene) -> str:
-    """The scene's path/row; where the catalog gives none, the degree its centre lies in, which is finer than a row."""
-    if scene.path is not None and scene.row is not None:
-        return f"{scene.path}/{scene.row}"
-    centre = shapely.centroid(shapely.from_wkt(scene.footprint))
-    return f"{round(centre.x)} {round(centre.y)}"
-
-
-def _refuse(scene: Scene, reason: str) -> Refusal:
-    return Refusal(scene.id, reason, scene.datetime, scene.cloud_cover, scene.footprint)
-
-
 def assign_scenes(
     block: Block, years: Iterable[int], chosen: dict[int, list[Scene]], grid: RunGrid, layout: PatchLayout
 ) -> dict[int, tuple[str, ...]]:
@@ -275,10 +268,9 @@ def assign_scenes(
     row0, col0, height, width = lattice_window(block, layout)
     # boxes in degrees of windows in a projected CRS bulge, hence the dense edges and a small buffer
     box = shapely.buffer(outline(grid, row0, col0, height, width), 0.01)
+    shapely.prepare(box)
     return {
-        int(year): tuple(
-            sorted(s.id for s in chosen[int(year)] if shapely.intersects(shapely.from_wkt(s.footprint), box))
-        )
+        int(year): tuple(sorted(s.id for s in chosen[int(year)] if shapely.intersects(box, footprint(s.footprint))))
         for year in years
     }
 
@@ -317,24 +309,111 @@ def plan_block(found: FoundBlock, chosen: dict[int, list[Scene]], grid: RunGrid,
     return PlannedBlock(found.block, scenes, found.events, found.pixels, sum(found.patches.values()))
 
 
-def without_scenes(plan: Plan, refused: Sequence[Refusal]) -> Plan:
-    """The plan less some scenes, which move to the refused ones."""
+def without_scenes(plan: Plan, refused: Sequence[Refusal], settled: Collection[str] = ()) -> Plan:
+    """The plan less some scenes, which move to the refused ones.
+
+    Blocks named in `settled` keep theirs, and what such a block uses stays: their answers have been published. Blocks
+    of a late pass that are left without a scene of their own go.
+    """
     gone = {refusal.scene_id for refusal in refused}
-    blocks = tuple(
-        replace(b, scenes={year: tuple(s for s in ids if s not in gone) for year, ids in b.scenes.items()})
+    thinner = (
+        b
+        if b.block.id in settled
+        else replace(b, scenes={year: tuple(s for s in ids if s not in gone) for year, ids in b.scenes.items()})
         for b in plan.blocks
     )
-    kept, early = (
-        {key: scene for key, scene in group.items() if key not in gone} for group in (plan.scenes, plan.before_scenes)
+    blocks = tuple(_with_purpose(thinner))
+    in_use = {s for b in blocks if b.block.id in settled for ids in b.scenes.values() for s in ids}
+    refused = [refusal for refusal in refused if refusal.scene_id not in in_use]
+    gone -= in_use
+    kept, early, spare = (
+        {key: scene for key, scene in group.items() if key not in gone}
+        for group in (plan.scenes, plan.before_scenes, plan.spare)
     )
-    before = {year: tuple(s for s in ids if s not in gone) for year, ids in plan.before.items()}
-    everything = tuple(sorted([*plan.refused, *refused], key=lambda r: r.scene_id))
-    return replace(plan, scenes=kept, refused=everything, blocks=blocks, before=before, before_scenes=early)
+    lost = {(year, wrs_place(plan.scenes[s])) for year, ids in plan.chosen.items() for s in ids if s in gone}
+    return replace(
+        plan,
+        scenes=kept,
+        refused=tuple(sorted([*plan.refused, *refused], key=_refusal_id)),
+        blocks=blocks,
+        before=_less(plan.before, gone),
+        before_scenes=early,
+        candidates=_less(plan.candidates, gone),
+        chosen=_less(plan.chosen, gone),
+        spare=spare,
+        undecided=tuple(sorted({*plan.undecided, *lost})),
+    )
+
+
+def _less(groups: dict[int, tuple[str, ...]], gone: Collection[str]) -> dict[int, tuple[str, ...]]:
+    return {year: tuple(s for s in ids if s not in gone) for year, ids in groups.items()}
+
+
+def with_chosen(
+    plan: Plan,
+    chosen: dict[int, tuple[str, ...]],
+    refused: Sequence[Refusal],
+    warnings: Sequence[str] = (),
+    settled: Collection[str] = (),
+) -> Plan:
+    """The decided plan: blocks read the `chosen` ones of its candidates, by loss year; the others become spare.
+
+    `refused` gives the reasons of those that no year takes; scenes that pictures are made of keep that role. `warnings`
+    are about the choice. Blocks of late passes, and those named in `settled`, keep their scenes.
+    """
+    known = {**plan.spare, **plan.scenes}
+    groups = {year: [known[key] for key in ids] for year, ids in chosen.items()}
+    blocks = tuple(
+        b
+        if b.late or b.block.id in settled
+        else replace(b, scenes=assign_scenes(b.block, b.scenes, groups, plan.grid, plan.layout))
+        for b in plan.blocks
+    )
+    used = {key for part in (chosen, *(b.scenes for b in blocks)) for ids in part.values() for key in ids}
+    looked_at = {key for ids in plan.candidates.values() for key in ids}
+    told = {r.scene_id: r for r in (*plan.refused, *(r for r in refused if r.scene_id not in plan.before_scenes))}
+    return replace(
+        plan,
+        scenes={key: known[key] for key in sorted(used)},
+        spare={key: known[key] for key in sorted(looked_at - used)},
+        refused=tuple(r for key, r in sorted(told.items()) if key not in used),
+        blocks=blocks,
+        chosen=chosen,
+        undecided=(),
+        said=(*warnings, *scene_warnings(groups)),
+    )
+
+
+def _refusal_id(refusal: Refusal) -> str:
+    return refusal.scene_id
+
+
+def _with_purpose(blocks: Iterable[PlannedBlock]) -> list[PlannedBlock]:
+    """Blocks of the first plan, and those of late passes that have a scene which the first plan's block has not."""
+    kept: list[PlannedBlock] = []
+    first: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
+    for planned in blocks:
+        place = planned.block.row0, planned.block.col0
+        own = first.setdefault(place, planned.scenes)
+        if not planned.late or any(set(ids) - set(own.get(year, ())) for year, ids in planned.scenes.items()):
+            kept.append(planned)
+    return kept
 
 
 def fingerprint(value: object) -> str:
     """Digest of everything a plan was made from."""
     return digest(["plan 1", value])
+
+
+def product_digest(plan: Plan) -> str:
+    """What a product is a function of: the plan as it stands (less scenes found unreadable later) and all code."""
+    return digest([state_digest(plan), code_digest(whole=True)])
+
+
+def state_digest(plan: Plan) -> str:
+    """What the answers are a function of: what the plan was made from, its scenes and its blocks."""
+    blocks = [planned.block.id for planned in plan.blocks]
+    return digest([plan.inputs, sorted(plan.scenes), plan.chosen, blocks])
 
 
 def now() -> str:

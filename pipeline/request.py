@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -9,30 +10,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.blocks import BlockRecord
-from pipeline.config import Compute, RunConfig
+from pydantic import ValidationError
 
+from pipeline.artifacts import write_json
+from pipeline.blocks import BlockRecord
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+REQUEST_FILE = "request.json"
 Progress = Callable[[BlockRecord], None]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Where blocks are computed: a `concurrent.futures` executor, how many blocks at once, and its name."""
+    """Where blocks are computed: a `concurrent.futures` executor and its `name`; `dashboard` is Dask's page, or empty.
+
+    `slots` says how many blocks may be computed at once just now. It is asked again and again while blocks wait, looks
+    after the workers meanwhile, and raises IncompleteError when there will be none any more.
+    """
 
     executor: Executor
-    slots: int
+    slots: Callable[[], int]
     name: str
+    dashboard: str = ""
 
 
-PoolFactory = Callable[[Compute], AbstractContextManager[Pool]]
+PoolFactory = Callable[[RunConfig], AbstractContextManager[Pool]]
 
 
 @contextmanager
-def thread_pool(compute: Compute) -> Iterator[Pool]:
+def thread_pool(config: RunConfig) -> Iterator[Pool]:
     """The plain executor: threads of this process, one block each."""
-    slots = 1 if compute.workers == "auto" else compute.workers
-    with ThreadPoolExecutor(slots, "block") as executor:
-        yield Pool(executor, slots, f"{slots} thread{'s' if slots > 1 else ''} of this process")
+    slots = 1 if config.compute.workers == "auto" else config.compute.workers
+    executor = ThreadPoolExecutor(slots, "block")
+    try:
+        yield Pool(executor, lambda: slots, f"{slots} thread{'s' if slots > 1 else ''} of this process")
+    except BaseException:
+        # whoever interrupts does not wait for the blocks that are under way
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    executor.shutdown()
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,28 @@ class Request:
     def work(self) -> Path:
         """Folder of the run's state."""
         return self.config.work
+
+    def remember(self) -> None:
+        """Leave the configuration in the run's folder, so that the run can be told about and repeated without it."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        path = self.work / REQUEST_FILE
+        write_json(path, {"config": self.config.model_dump(mode="json")})
+        path.chmod(0o600)
+
+
+def remembered(work: Path) -> RunConfig:
+    """The configuration that the last run in this folder was asked with.
+
+    Raises:
+        ConfigError: none was run here, or by a version of this program with other keys.
+    """
+    path = work / REQUEST_FILE
+    try:
+        return RunConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: not there, so nothing was run here; use `clearcause run CONFIG`") from error
+    except (ValidationError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: is of another version of Clearcause; use `clearcause run CONFIG`") from error
 
 
 @dataclass(frozen=True)

@@ -8,110 +8,64 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline import late
 from pipeline import plan as planning
-from pipeline.artifacts import file_sha256, replace_folder, write_json
-from pipeline.blocks import BlockTask, checkpoint_name, compute_block, found_block
-from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
+from pipeline.artifacts import file_sha256, replace_folder, restore_folder, write_json
+from pipeline.blocks import BlockRecord, BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, IncompleteError, OutputError, SceneError
+from pipeline.drivers import AWAITING
+from pipeline.errors import ConfigError, IncompleteError, OutputError
+from pipeline.fetching import fetch_scenes
 from pipeline.ledger import Ledger, drive
-from pipeline.pictures import BEFORE_ONLY, picture_bands
-from pipeline.plan import PLAN_FILE, Plan
-from pipeline.planner import checked_model, make_plan, plan_inputs
+from pipeline.plan import PLAN_FILE, Plan, product_digest, state_digest
+from pipeline.planner import archive_state, checked_model, make_plan, plan_inputs
 from pipeline.request import Outcome, Request
 
 if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
-_FETCHES = 8
-"""Scenes fetched at once; how many connections one host gets is the fetcher's policy."""
 # ---------------------------------------------------------------------------------------------- plan
 
 
 def plan_run(request: Request) -> Plan:
-    """Plan the run, or read the frozen plan where nothing it was made from has changed.
+    """Plan the run, or go on with the frozen plan, with a late pass where images have come (see `pipeline.late`).
 
     Raises:
         InputError: when the configuration, the loss, the model or the catalog cannot work.
     """
     config, work = request.config, request.work
+    request.remember()
     card = checked_model(config)
     inputs = planning.fingerprint(plan_inputs(config, card))
-    frozen = work / PLAN_FILE
-    # a plan of other inputs may be of another version of this program: only its digest is read
-    if frozen.is_file() and not request.replan and json.loads(frozen.read_bytes()).get("inputs") == inputs:
-        return _with_cache(planning.read_plan(work), config)
-    work.mkdir(parents=True, exist_ok=True)
-    frozen.unlink(missing_ok=True)
-    plan = make_plan(config, card, inputs)
-    plan.save(work)
+    plan = None if request.replan else _frozen(config, inputs)
+    if plan is None:
+        work.mkdir(parents=True, exist_ok=True)
+        (work / PLAN_FILE).unlink(missing_ok=True)
+        plan = make_plan(config, card, inputs)
+    elif waiting := late.read_awaiting(work, state_digest(plan)):
+        plan = late.plan_pass(config, card, plan, waiting) or plan
+    plan = dataclasses.replace(plan, cache=str(config.imagery.cache))
+    if not (work / PLAN_FILE).is_file() or plan != planning.read_plan(work):
+        plan.save(work)
     return plan
 
 
-def _with_cache(plan: Plan, config: RunConfig) -> Plan:
-    """The frozen plan with the place of the cache, which may have moved and changes nothing else."""
-    cache = str(config.imagery.cache)
-    if plan.cache == cache:
-        return plan
-    moved = dataclasses.replace(plan, cache=cache)
-    moved.save(config.work)
-    return moved
-
-
-# ---------------------------------------------------------------------------------------------- fetch
-
-
-def fetch_scenes(request: Request, plan: Plan) -> Plan:
-    """Bring every file the plan names to this machine; scenes that cannot be had leave the plan with their reason.
-
-    Raises:
-        OutputError: too little free space.
-    """
-    from pipeline.catalog import cache as store
-    from pipeline.catalog.check import check_scene
-    from pipeline.catalog.fetch import Fetcher, localised
-    from pipeline.catalog.signing import signer
-
-    _check_space(request, plan)
-    imagery = request.config.imagery
-    fetcher = Fetcher(imagery.cache, imagery.allow_hosts, signer(imagery.source), imagery.requester_pays)
-    scenes = {**plan.before_scenes, **plan.scenes}
-    wanted = {key: plan.bands if key in plan.scenes else picture_bands(plan.bands) for key in scenes}
-
-    def bring(key: str) -> str | None:
-        try:
-            fetcher.scene(scenes[key], (*wanted[key], QA_PIXEL))
-            return check_scene(localised(scenes[key], imagery.cache), wanted[key])
-        except SceneError as error:
-            return error.reason
-
-    # nobody may evict what this run needs before the run is over
-    store.hold([asset.href for scene in scenes.values() for asset in scene.assets.values()], imagery.cache)
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        reasons = dict(zip(scenes, pool.map(bring, scenes), strict=True))
-    store.evict(imagery.cache, int(imagery.cache_gb * 1e9))
-    refused = [
-        _refused(scenes[key], reason if key in plan.scenes else f"{BEFORE_ONLY}: {reason}")
-        for key, reason in reasons.items()
-        if reason
-    ]
-    if not refused:
-        return plan
-    thinner = planning.without_scenes(plan, refused)
-    thinner.save(request.work)
-    return thinner
-
-
-def _check_space(request: Request, plan: Plan) -> None:
-    pixels = sum(b.block.height * b.block.width for b in plan.blocks)
-    need = 20_000_000 + pixels // 2 + plan.event_count * 4_000
-    free = shutil.disk_usage(request.work).free
-    if free < need:
-        raise OutputError(f"output.dir {request.work}: {free >> 20} MB free, about {need >> 20} MB needed")
+def _frozen(config: RunConfig, inputs: str) -> Plan | None:
+    """The plan that lies in the run's folder, None where it is another one's or its files have changed."""
+    path = config.work / PLAN_FILE
+    # a plan of other inputs may be of another version of this program: only its digest is read
+    if not path.is_file() or json.loads(path.read_bytes()).get("inputs") != inputs:
+        return None
+    plan = planning.read_plan(config.work)
+    if late.files_changed(plan):
+        return None
+    begun = any(b.late for b in plan.blocks) or late.read_awaiting(config.work, state_digest(plan)) is not None
+    return plan if begun or plan.archive == archive_state(config) else None
 
 
 # ---------------------------------------------------------------------------------------------- predict
@@ -126,48 +80,60 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
     wanted = _wanted(request, plan)
     ledger = Ledger()
     missing = []
+    states: dict[str, str] = {}
     for planned in wanted:
-        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned)
+        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned, states=states)
         if checkpoint.exists():
             ledger.records[planned.block.id] = found_block(checkpoint, planned.block.id)
         else:
             missing.append(planned.block.id)
     if missing:
-        compute = request.config.compute
-        _prepare_engine(request.config)
-        frozen = file_sha256(request.work / PLAN_FILE)
-        tasks = [
-            BlockTask(
-                request.work,
-                frozen,
-                block,
-                request.config.model,
-                compute.engine,
-                compute.precision,
-                cache=request.config.imagery.cache,
-            )
-            for block in missing
-        ]
-        with request.pool(compute) as pool:
-            driven = drive(tasks, compute_block, pool.executor, pool.slots, request.progress)
-        ledger.records.update(driven.records)
-        ledger.excluded.update(driven.excluded)
+        _compute(request, missing, ledger)
         if ledger.excluded:
             return _without(request, plan, ledger)
     _save_ledger(request, ledger)
     return ledger
 
 
+def _compute(request: Request, blocks: list[str], ledger: Ledger) -> None:
+    """Drive blocks through the request's pool; failures stand in the run's folder as soon as they are known."""
+    config = request.config
+    _prepare_engine(config)
+    _sweep(request)
+    frozen, compute = file_sha256(request.work / PLAN_FILE), config.compute
+    tasks = [
+        BlockTask(
+            request.work, frozen, block, config.model, compute.engine, compute.precision, cache=config.imagery.cache
+        )
+        for block in blocks
+    ]
+
+    def tell(record: BlockRecord) -> None:
+        if record.status == "failed":
+            _save_ledger(request, ledger)
+        request.progress(record)
+
+    try:
+        with request.pool(config) as pool:
+            drive(tasks, compute_block, pool, tell, ledger)
+    finally:
+        _save_ledger(request, ledger)
+
+
+def _sweep(request: Request) -> None:
+    """Remove what workers that were killed have left half-written; whole checkpoints have other names."""
+    for path in (request.work / "blocks").glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _without(request: Request, plan: Plan, ledger: Ledger) -> Ledger:
-    """Take the unreadable scenes out of the frozen plan and compute again what had used them."""
-    refused = [_refused(plan.scenes[s], f"unreadable: {reason}") for s, reason in ledger.excluded.items()]
-    thinner = planning.without_scenes(plan, refused)
+    """Take the unreadable scenes out of the frozen plan, put others in their place, and compute what had used them."""
+    refused = [planning.refuse(plan.scenes[s], f"unreadable: {reason}") for s, reason in ledger.excluded.items()]
+    thinner = planning.without_scenes(plan, refused, late.settled_blocks(request.work, plan))
     thinner.save(request.work)
+    if thinner.undecided:
+        thinner = fetch_scenes(request, thinner)
     return predict_blocks(dataclasses.replace(request, replan=False), thinner)
-
-
-def _refused(scene: Scene, reason: str) -> Refusal:
-    return Refusal(scene.id, reason, scene.datetime, scene.cloud_cover, scene.footprint)
 
 
 def _wanted(request: Request, plan: Plan) -> list[planning.PlannedBlock]:
@@ -207,8 +173,9 @@ def merge_blocks(request: Request, ledger: Ledger) -> ProductInputs | None:
 
     plan = planning.read_plan(request.work)
     records = dict(ledger.records)
+    states: dict[str, str] = {}
     for planned in plan.blocks:
-        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned)
+        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned, states=states)
         if planned.block.id not in records and checkpoint.exists():
             records[planned.block.id] = found_block(checkpoint, planned.block.id)
     absent = [p.block.id for p in plan.blocks if p.block.id not in records]
@@ -228,12 +195,16 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
     """Write the product beside its place and swap it in when it is whole."""
     from pipeline.product.write import write_product
 
-    final = request.config.output.dir
+    final, events = request.config.output.dir, inputs.events
     beside = request.work / "product"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         write_product(inputs, beside)
+        if inputs.run["complete"]:
+            late.save_awaiting(
+                request.work, state_digest(planning.read_plan(request.work)), np.flatnonzero(events[AWAITING])
+            )
         replace_folder(beside, final)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -246,8 +217,6 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
 
 def current(request: Request, plan: Plan) -> Outcome | None:
     """The outcome of an earlier run if its product is whole and nothing has changed since."""
-    from pipeline.assemble import product_digest
-
     record = request.config.output.dir / "run.json"
     if not record.is_file():
         return None
@@ -270,6 +239,7 @@ def check_output(config: RunConfig) -> None:
         OutputError: naming the folder.
     """
     folder = config.output.dir
+    restore_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output.dir {folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+ABSENT = 1 << 40
+"""Offset, beyond the end of every file, of a tile that a file with some tiles only does not have."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -65,9 +68,21 @@ def inflate(path: Path, wanted: Iterable[Tile]) -> None:
             if tile.offset is None:
                 continue
             stream.seek(tile.offset)
-            try:
-                length = len(zlib.decompress(stream.read(tile.size)))
-            except zlib.error as error:
-                raise ValueError(f"{tile.name} is damaged ({error})") from error
-            if length != tile.length:
-                raise ValueError(f"{tile.name} has the wrong length")
+            inflate_one(stream.read(tile.size), tile.length, tile.name)
+
+
+def inflate_one(content: bytes, length: int, name: str) -> None:
+    """Inflate the deflated bytes of one tile, which come to `length`; raises ValueError as `inflate` does."""
+    inflater = zlib.decompressobj()
+    try:
+        # never more than one byte too many: a small tile may be made to swell
+        found = len(inflater.decompress(content, length + 1))
+    except zlib.error as error:
+        raise ValueError(f"{name} is damaged ({error})") from error
+    if found < length and not inflater.eof:
+        raise ValueError(f"{name} is damaged (cut off)")
+    if found != length:
+        raise ValueError(f"{name} has the wrong length")
+    # the checksum stands behind the last byte
+    if not inflater.eof:
+        raise ValueError(f"{name} is damaged (without its checksum)")

@@ -150,6 +150,8 @@ def _events(planar: gpd.GeoSeries, units: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
         row = {
             "event_id": f"2021-{k:04d}"[::-1],
             "loss_year": year,
+            "loss_date": None,
+            "loss_date_last": None,
             "status": status,
             "driver": None if driver is None else NAMES[driver],
             "driver_code": None if driver is None else FOREST_LOSS_DRIVERS.codes[driver],
@@ -158,6 +160,7 @@ def _events(planar: gpd.GeoSeries, units: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
             "area_ha": geodesic_ha(geometry),
             "pixels": round(planar.iloc[k].area / 900),
             "clear_share": 0.0 if p is None else 0.9,
+            "awaiting": status == "no_imagery",
             "first_image": None if p is None else pd.Timestamp(year, 6, 1),
             "last_image": None if p is None else pd.Timestamp(year + 2, 6, 1),
             "image_count": 0 if p is None else 5,
@@ -171,8 +174,9 @@ def _events(planar: gpd.GeoSeries, units: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
         }
         row |= {f"p_{name}": None if p is None else float(p[i]) for i, name in enumerate(NAMES)}
         rows.append(row)
-    names = ["event_id", "loss_year", "status", "driver", "driver_code", "confidence", "uncertain", "area_ha", "pixels"]
-    names += ["clear_share", "first_image", "last_image", "image_count", "years_after_loss", "unit_id", "unit_name"]
+    names = ["event_id", "loss_year", "loss_date", "loss_date_last", "status", "driver", "driver_code", "confidence"]
+    names += ["uncertain", "area_ha", "pixels", "clear_share", "awaiting"]
+    names += ["first_image", "last_image", "image_count", "years_after_loss", "unit_id", "unit_name"]
     names += ["lon", "lat", "model", "peat", *(f"p_{name}" for name in NAMES)]
     table = pd.DataFrame(rows, columns=names)
     table = table.join(eudr_columns(table["loss_year"], table["driver"], FOREST_LOSS_DRIVERS))

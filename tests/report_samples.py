@@ -106,6 +106,8 @@ def _events(random: np.random.Generator, shapes: np.ndarray) -> gpd.GeoDataFrame
             f"{a}_{'S' if y < 0 else 'N'}{abs(y):09.6f}_E{x:010.6f}" for a, x, y in zip(year, lon, lat, strict=True)
         ],
         "loss_year": year,
+        "loss_date": pd.NaT,
+        "loss_date_last": pd.NaT,
         "status": status,
         "driver": np.where(told, names[driver], None),
         "driver_code": pd.array(np.where(told, np.array(FOREST_LOSS_DRIVERS.codes)[driver], pd.NA), dtype="Int64"),
@@ -114,6 +116,7 @@ def _events(random: np.random.Generator, shapes: np.ndarray) -> gpd.GeoDataFrame
         "area_ha": shapely.area(shapes) * np.cos(np.radians(lat)) * 111_320**2 / 1e4,
         "pixels": np.round(shapely.area(shapes) / PIXEL**2).astype(int),
         "clear_share": np.where(told, random.integers(10, 101, count) / 100, 0.0),
+        "awaiting": status == "no_imagery",
         "first_image": first.where(told),
         "last_image": (first + pd.to_timedelta(random.integers(0, 900, count), "D")).where(told),
         "image_count": np.where(told, random.integers(1, 13, count), 0),

@@ -154,6 +154,21 @@ def test_s3_is_taken_only_where_the_href_cannot_be():
     assert scene.assets["nir08"].href == "s3://usgs-landsat/red.tif"
 
 
+def test_files_of_usgs_are_read_in_its_bucket_as_its_own_addresses_want_a_login():
+    item = make_item()
+    told = {"s3": {"href": "s3://usgs-landsat/elsewhere/nir.TIF", "storage:requester_pays": True}}
+    item["assets"] = {
+        "red": {"href": "https://landsatlook.usgs.gov/data/collection02/level-2/x_SR_B4.TIF"},
+        "nir08": {"href": "https://landsatlook.usgs.gov/data/collection02/level-2/x_SR_B5.TIF", "alternate": told},
+        "blue": {"href": "https://landsatlook.usgs.gov.example.org/data/x_SR_B2.TIF"},
+    }
+    assert {band: asset.href for band, asset in scene_from_item(item, remote_href, "test").assets.items()} == {
+        "red": "s3://usgs-landsat/collection02/level-2/x_SR_B4.TIF",
+        "nir08": "s3://usgs-landsat/elsewhere/nir.TIF",
+        "blue": "https://landsatlook.usgs.gov.example.org/data/x_SR_B2.TIF",
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

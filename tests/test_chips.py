@@ -311,13 +311,14 @@ def test_scenes_before_the_loss_are_in_pictures_and_nowhere_else(longer, tiny_mo
 
 def test_a_lost_scene_before_the_loss_is_listed_and_stops_nothing(longer, tiny_model, tmp_path):
     from pipeline import steps
+    from pipeline.fetching import fetch_scenes
     from pipeline.request import Request
 
     world, early = longer
     config = write_config(tmp_path / "with", world, tiny_model, grid__block=256, output__chips=2)
     plan = steps.plan_run(Request(load_config(config)))
     (world.scenes / early / f"{early}_SR_B4.TIF").unlink()
-    thinner = steps.fetch_scenes(Request(load_config(config)), plan)
+    thinner = fetch_scenes(Request(load_config(config)), plan)
     assert thinner.scenes == plan.scenes
     assert thinner.before_scenes == {}
     (refusal,) = [r for r in thinner.refused if r.scene_id == early]

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.workers import TriedBefore
 from pipeline.blocks import BlockRecord, BlockTask
-from pipeline.errors import ModelError, SceneError
-from pipeline.ledger import MAX_ATTEMPTS, drive
+from pipeline.errors import IncompleteError, ModelError, SceneError
+from pipeline.ledger import MAX_ATTEMPTS, Ledger, drive
+from pipeline.request import Pool
 
 
 class KilledWorker(Exception):
@@ -33,8 +35,8 @@ def done(task):
 
 
 def run(tasks, compute, slots=2, progress=lambda _: None):
-    with ThreadPoolExecutor(slots) as pool:
-        return drive(tasks, compute, pool, slots, progress)
+    with ThreadPoolExecutor(slots) as executor:
+        return drive(tasks, compute, Pool(executor, lambda: slots, "test"), progress)
 
 
 def test_all_done_and_each_reported_once():
@@ -134,7 +136,9 @@ def test_out_of_memory_does_not_go_on_for_ever():
     assert (record.status, record.reason, record.attempts) == ("failed", "MemoryError: no room", MAX_ATTEMPTS)
 
 
-@pytest.mark.parametrize("error", [KilledWorker("block a"), CancelledError()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [KilledWorker("block a"), CancelledError(), TriedBefore()], ids=lambda e: type(e).__name__
+)
 def test_a_block_that_kills_its_worker_three_times_is_set_aside_and_the_others_are_done(error):
     calls = Counter()
 
@@ -172,6 +176,77 @@ def test_an_interrupt_is_no_failure_of_a_block():
         run(tasks_of("a"), compute)
 
 
+def test_the_last_try_of_a_suspect_is_alone_so_that_no_neighbour_is_set_aside_for_it():
+    """A worker with two threads: whatever runs beside the poisonous block dies with it."""
+    beside, tries, lock = set(), Counter(), threading.Lock()
+
+    def compute(task):
+        with lock:
+            beside.add(task.block)
+            tries[task.block] += 1
+        time.sleep(0.05)
+        with lock:
+            poisoned = "poison" in beside
+            beside.discard(task.block)
+        if task.block == "poison" or poisoned:
+            time.sleep(0.05 if task.block == "poison" else 0)
+            raise KilledWorker
+        return done(task)
+
+    ledger = run(tasks_of("a", "poison", "b", "c", "d"), compute, 2)
+    assert [r.block for r in ledger.failed] == ["poison"]
+    assert tries["poison"] == MAX_ATTEMPTS
+    assert "its worker died 3 times" in ledger.records["poison"].reason
+
+
+def test_a_batch_that_was_too_large_is_remembered_for_the_blocks_that_follow():
+    seen = []
+
+    def compute(task):
+        seen.append((task.block, task.batch))
+        if task.batch is None or task.batch > 4:
+            raise MemoryError("no room")
+        return done(task)
+
+    ledger = run(tasks_of("a", "b", batch=8) + tasks_of("c"), compute, 1)
+    assert not ledger.failed
+    assert ledger.batch == 4
+    assert seen == [("a", 8), ("b", 4), ("c", 4), ("a", 4)]
+
+
+def test_blocks_wait_while_there_is_no_worker():
+    asked = []
+
+    def slots():
+        asked.append(1)
+        return 0 if len(asked) < 3 else 1
+
+    with ThreadPoolExecutor(1) as executor:
+        ledger = drive(tasks_of("a"), done, Pool(executor, slots, "test"))
+    assert (ledger.records["a"].status, len(asked)) == ("done", 3)
+
+
+def test_a_pool_without_hope_ends_the_run_and_what_was_done_is_in_the_ledger():
+    ledger, asked, stop = Ledger(), [], threading.Event()
+
+    def slots():
+        asked.append(1)
+        if ledger.records:
+            raise IncompleteError("no worker is left")
+        return 2
+
+    def compute(task):
+        if task.block != "a":
+            stop.wait(20)
+        return done(task)
+
+    with ThreadPoolExecutor(2) as executor:
+        with pytest.raises(IncompleteError, match="no worker is left"):
+            drive(tasks_of("a", "b", "c"), compute, Pool(executor, slots, "test"), ledger=ledger)
+        stop.set()
+    assert set(ledger.records) == {"a"}
+
+
 class CountingPool(ThreadPoolExecutor):
     """Knows the largest number of blocks that were handed over and not finished."""
 
@@ -196,7 +271,7 @@ def test_never_more_blocks_are_handed_over_than_there_are_slots(slots):
         return done(task)
 
     with CountingPool(8) as pool:
-        ledger = drive(tasks_of(*map(str, range(12))), compute, pool, slots)
+        ledger = drive(tasks_of(*map(str, range(12))), compute, Pool(pool, lambda: slots, "test"))
     assert len(ledger.records) == 12
     assert pool.most == slots
 

@@ -85,6 +85,7 @@ def events_of(labels):
     geometry = list(reproject(np.array(shapes, dtype=object), GRID.crs, "EPSG:4326"))
     pixels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     table = {"event_id": [f"2020_{k}" for k in range(count)], "loss_year": 2020, "pixels": pixels}
+    table |= {"first_day": 0, "last_day": 0}
     frame = gpd.GeoDataFrame(table, geometry=geometry, crs="EPSG:4326")
     return frame.assign(area_ha=area_ha(np.asarray(frame.geometry.values)))
 
@@ -198,6 +199,8 @@ def test_an_event_that_nobody_saw(tmp_path):
     assert events["clear_share"].tolist() == [0, 1]
     assert events["image_count"].tolist() == [0, 2]
     assert pd.isna(events["first_image"][0])
+    assert events["awaiting"].tolist() == [True, False]
+    assert events[["loss_date", "loss_date_last"]].isna().all(axis=None)
     assert np.isnan(events["years_after_loss"][0])
     assert set(patches["event_id"]) == {"2020_1"}
 

@@ -12,7 +12,7 @@ from model_samples import BANDS, card_fields, random_network, random_package
 
 from pipeline.errors import ModelError
 from pipeline.models.card import Part, read_card
-from pipeline.models.engines import TorchEngine, open_segmenter, segmenter_for_worker
+from pipeline.models.engines import MOST_PATCHES, TorchEngine, batch_for, open_segmenter, segmenter_for_worker
 from pipeline.models.export import CACHE_VARIABLE, export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import import_onnx, save_package, verify_package
@@ -190,3 +190,40 @@ def test_import_refuses_a_card_that_promises_something_else(folder: Path, tmp_pa
     with pytest.raises(ModelError, match="ONNX Runtime cannot load it"):
         import_onnx(tmp_path / "not.onnx", tmp_path / "card.json", tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("free", "one", "batch"),
+    [(100, 10, 4), (120, 10, 8), (1, 10, 1), (0, 10, 1), (1e12, 10, MOST_PATCHES), (100, 0, 64)],
+)
+def test_a_batch_is_what_memory_takes(free: float, one: float, batch: int) -> None:
+    assert batch_for(free, one) == batch
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: memory that takes two patches is played by the forward pass."""
+    import torch
+
+    engine = TorchEngine(load_package(folder))
+    images = patches(folder)
+    expected = engine.logits(images)
+    tried: list[int] = []
+    run = engine._run
+
+    def small(inputs: torch.Tensor) -> np.ndarray:
+        tried.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return np.concatenate([run(one[None]) for one in inputs])
+
+    monkeypatch.setattr(engine, "_run", small)
+    engine.batch = 8
+    np.testing.assert_array_equal(engine.logits(images), expected)
+    assert tried == [4, 4, 2, 2]
+    assert engine.batch == 2
+    tried.clear()
+    engine.logits(images)
+    assert tried == [2, 2]
+    monkeypatch.setattr(engine, "_run", lambda _: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out of memory")))
+    with pytest.raises(ModelError, match="one patch does not fit into the GPU's memory"):
+        engine.logits(images)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import box
 
+from pipeline.candidates import find_candidates
 from pipeline.catalog.scene import Asset, Refusal, Scene, SceneGrid
 from pipeline.config import Imagery, ImageWindow
 from pipeline.grid import Block, RunGrid
@@ -23,13 +24,13 @@ from pipeline.plan import (
     PlannedBlock,
     ask_catalog,
     assign_scenes,
-    choose_scenes,
     find_blocks,
     fingerprint,
     loss_areas,
     outline,
     plan_block,
     read_plan,
+    with_chosen,
     without_scenes,
 )
 
@@ -51,12 +52,12 @@ def names(scenes):
 # ---------------------------------------------------------------------------------------------- which scenes
 
 
-def test_the_clearest_scenes_of_a_path_and_row_are_taken():
-    scenes = [scene("a", cloud=30), scene("b", cloud=5), scene("c", cloud=20), scene("other row", cloud=40, row=61)]
-    chosen, refused = choose_scenes(scenes, {2020: HERE}, LIMITS)
-    assert names(chosen[2020]) == ["b", "c", "other row"]
+def test_the_least_cloudy_scenes_of_a_path_and_row_are_candidates_four_for_each_that_may_be_taken():
+    scenes = [scene(f"c{cloud:02d}", cloud=cloud) for cloud in range(1, 10)]
+    found, refused = find_candidates([*reversed(scenes), scene("other row", cloud=40, row=61)], {2020: HERE}, LIMITS)
+    assert names(found[2020]) == [*(f"c{cloud:02d}" for cloud in range(1, 9)), "other row"]
     assert [(r.scene_id, r.reason) for r in refused] == [
-        ("a", "not needed: imagery.max_scenes 2 clearer ones of its path/row were taken")
+        ("c09", "not looked at: 8 less cloudy ones of its path/row are (4 x imagery.max_scenes)")
     ]
 
 
@@ -68,7 +69,7 @@ def test_every_scene_that_is_not_taken_has_its_reason():
         scene("elsewhere", where=box(0, 0, 1, 1)),
         scene("taken", 2021),
     ]
-    chosen, refused = choose_scenes(scenes, {2020: HERE}, LIMITS)
+    chosen, refused = find_candidates(scenes, {2020: HERE}, LIMITS)
     assert names(chosen[2020]) == ["taken"]
     reasons = {r.scene_id: r.reason for r in refused}
     assert sorted(reasons) == ["cloudy", "early", "elsewhere", "late"]
@@ -79,15 +80,16 @@ def test_every_scene_that_is_not_taken_has_its_reason():
 
 
 def test_a_scene_of_unknown_cloud_comes_last_but_may_serve():
-    chosen, _ = choose_scenes([scene("unknown", cloud=None), scene("a"), scene("b")], {2020: HERE}, LIMITS)
-    assert names(chosen[2020]) == ["a", "b"]
-    chosen, _ = choose_scenes([scene("unknown", cloud=None), scene("a")], {2020: HERE}, LIMITS)
+    others = [scene(name) for name in "abcdefgh"]
+    chosen, _ = find_candidates([scene("unknown", cloud=None), *others], {2020: HERE}, LIMITS)
+    assert names(chosen[2020]) == list("abcdefgh")
+    chosen, _ = find_candidates([scene("unknown", cloud=None), scene("a")], {2020: HERE}, LIMITS)
     assert names(chosen[2020]) == ["a", "unknown"]
 
 
 def test_each_loss_year_chooses_for_itself():
     scenes = [scene("2020"), scene("2021", 2021), scene("2022", 2022)]
-    chosen, refused = choose_scenes(scenes, {2020: HERE, 2021: HERE}, LIMITS)
+    chosen, refused = find_candidates(scenes, {2020: HERE, 2021: HERE}, LIMITS)
     assert {year: sorted(names(group)) for year, group in chosen.items()} == {
         2020: ["2020", "2021"],
         2021: ["2021", "2022"],
@@ -99,7 +101,7 @@ def test_each_loss_year_chooses_for_itself():
 @given(st.permutations([scene(f"s{k}", 2020 + k % 2, [10.0, 10.0, None][k % 3], month=1 + k // 2) for k in range(9)]))
 def test_the_order_of_the_catalog_does_not_matter(scenes):
     def answer(given):
-        return choose_scenes(given, {2020: HERE, 2021: HERE}, LIMITS)
+        return find_candidates(given, {2020: HERE, 2021: HERE}, LIMITS.model_copy(update={"max_scenes": 1}))
 
     assert answer(scenes) == answer(sorted(scenes, key=lambda s: s.id))
 
@@ -211,6 +213,8 @@ def example():
         bands=("red", "nir08"), event_count=3, event_ha=12.5, below_count=1, below_ha=0.1, loss="l", scenes=scenes,
         refused=refused, blocks=blocks, warnings=("careful",), before={2020: ("b", "early"), 2021: ("early",)},
         before_scenes={"early": scene("early", 2019), "b": scenes["b"]}, cache="/cache",
+        candidates={2020: ("a", "b", "spare"), 2021: ("b", "c")}, chosen={2020: ("a", "b"), 2021: ("b", "c")},
+        spare={"spare": scene("spare", cloud=40)}, undecided=((2021, "127/60"),), max_scenes=2, said=("few",),
     )  # fmt: skip
 
 
@@ -236,6 +240,40 @@ def test_scenes_taken_out_of_a_plan_are_refused_ones():
     assert plan.before == {2020: ("early",), 2021: ("early",)}
     assert sorted(plan.before_scenes) == ["early"]
     assert without_scenes(plan, [Refusal("early", "gone")]).before == {2020: (), 2021: ()}
+
+
+def test_a_choice_that_loses_a_scene_is_open_again_and_what_was_spare_may_take_its_place():
+    plan = dataclasses.replace(example(), undecided=())
+    thinner = without_scenes(plan, [Refusal("a", "truncated")])
+    assert (thinner.candidates, thinner.chosen) == (
+        {2020: ("b", "spare"), 2021: ("b", "c")},
+        {2020: ("b",), 2021: ("b", "c")},
+    )
+    assert thinner.undecided == ((2020, "127/60"),)
+    assert without_scenes(plan, [Refusal("spare", "gone")]).undecided == ()
+    told = [Refusal("c", "not needed"), Refusal("b", "not needed either")]
+    after = with_chosen(thinner, {2020: ("spare",), 2021: ()}, told, ["careful"])
+    assert (sorted(after.scenes), sorted(after.spare), after.undecided) == (["spare"], ["b", "c"], ())
+    assert [b.scenes for b in after.blocks] == [{2020: ("spare",), 2021: ()}] * 2
+    # b keeps its part in pictures
+    assert [(r.scene_id, r.reason) for r in after.refused] == [
+        ("a", "truncated"), ("c", "not needed"), ("gone", "no bands"), ("wet", "cloud"),
+    ]  # fmt: skip
+    assert after.said == (
+        "careful",
+        "scene spare: no QA_PIXEL, so masked by fill only; clouds count as ground",
+        "loss year 2021: no scene can serve; its events end as no_imagery",
+    )
+    again = with_chosen(after, {2020: ("b",), 2021: ("c",)}, [Refusal("spare", "not needed")])
+    assert [r.scene_id for r in again.refused] == ["a", "gone", "spare", "wet"]
+
+
+def test_blocks_whose_answers_stand_keep_their_scenes():
+    plan = example()
+    first = plan.blocks[0].block.id
+    after = with_chosen(plan, {2020: ("spare",), 2021: ()}, [], settled=(first,))
+    assert [b.scenes for b in after.blocks] == [plan.blocks[0].scenes, {2020: ("spare",), 2021: ()}]
+    assert sorted(after.scenes) == ["a", "b", "spare"]
 
 
 def test_counts_add_up_and_more_workers_take_less_time():

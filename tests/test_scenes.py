@@ -16,7 +16,8 @@ from rasterio.warp import reproject as warp
 from pipeline.catalog.scene import QA_PIXEL, Asset, Scene, SceneGrid
 from pipeline.errors import SceneError
 from pipeline.grid import RunGrid
-from pipeline.scenes import MARGIN, LandsatScenes, clear_mask
+from pipeline.gridded import MARGIN, clear_mask
+from pipeline.scenes import LandsatScenes
 
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 60, 70, 64)
 BANDS = ("red", "nir08")

@@ -1,8 +1,12 @@
 """The local cache of remote band files: a file is there, with its record, if and only if its bytes were verified.
 
+A file is the archive's own, or one with some of its tiles (`sparse`), which is replaced when more of them are wanted.
 `<cache>/ab/<sha256 of the address>.tif` beside `.json`, its record. Runs may share a cache: one downloads a file,
 others wait for its lock. What a live run needs is pinned; of the rest the least recently used goes first when the cache
 is over its size.
+
+A file that the archive has replaced since is served as it was verified, until it is evicted: equal runs stay equal.
+USGS gives a scene that it processes anew another name, and so another address.
 """
 
 from __future__ import annotations
@@ -27,13 +31,21 @@ _STALE_PART_S = 7 * 86_400.0
 
 @dataclass(frozen=True)
 class CachedFile:
-    """The record of a file: where from (unsigned), its bytes and SHA-256, and how they were verified."""
+    """The record of a file: where from (unsigned), its bytes and SHA-256, and how they were verified.
+
+    `tiles` are those of the archive's file that this one has, None for all of it; `of` is how many that has, `layout`
+    a digest of its tables, `version` its ETag or time. `note` says why a file of which windows were wanted is whole.
+    """
 
     href: str
     bytes: int
     sha256: str
     verified: str
     version: str | None = None
+    tiles: tuple[int, ...] | None = None
+    of: int | None = None
+    layout: str | None = None
+    note: str = ""
 
 
 def cached_path(href: str, cache: Path) -> Path:
@@ -52,10 +64,11 @@ def find(href: str, cache: Path, check: bool = True) -> CachedFile | None:
     path = cached_path(href, cache)
     try:
         tree = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        tree["tiles"] = None if tree.get("tiles") is None else tuple(tree["tiles"])
         record = CachedFile(**tree)
         if path.stat().st_size != record.bytes or (check and file_sha256(path) != record.sha256):
             return None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     with suppress(OSError):
         # a shared cache may be read-only for this user; then somebody else keeps its order

@@ -13,6 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from pipeline.catalog.scene import QA_PIXEL, Scene
+from pipeline.tiles import ABSENT
 
 REMOTE = ("http://", "https://", "s3://")
 UNREADABLE = (RasterioError, OSError, ValueError)
@@ -93,7 +94,9 @@ def _end_of_data(dataset: DatasetReader) -> int:
         for column in range(-(-dataset.width // width)):
             offset = dataset.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
             size = dataset.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
-            if offset is not None and size is not None:  # absent blocks are sparse: all nodata, no bytes
+            if offset is None or size is None:  # sparse: all nodata, no bytes
+                continue
+            if int(offset) != ABSENT:  # a file of windows has not all of its tiles
                 end = max(end, int(offset) + int(size))
     return end
 

@@ -2,12 +2,16 @@
 
     | seen                                                         | kind      | done                                |
     |--------------------------------------------------------------|-----------|-------------------------------------|
-    | timeout, reset, cut body, 408, 425, 429, 5xx, body too slow   | Transient | asked again, later, until a deadline |
+    | timeout, reset, cut body, wrong range, body too slow, 408,    | Transient | asked again, later, until a deadline |
+    | 425, 429 (Retry-After is honoured), 5xx                       |           |                                     |
     | 401, 403 (a token that ran out)                               | Expired   | signed anew once, then Permanent    |
-    | 404, 410, other 4xx, no TIFF, wrong range, checksum differs   | Permanent | the scene is refused with the reason |
+    | 412, 416, or another ETag than before (a file read by ranges) | Changed   | begun anew, at last the whole file  |
+    | 404, 410, other 4xx, no TIFF, checksum differs                | Permanent | the scene is refused with the reason |
     | a host of this machine's own network, too many redirects      | Permanent | the same                            |
 
 A file whose bytes do not verify is fetched once more from the start, as the fault may have been the way, not the file.
+A search of a STAC API goes by the same table; there a 401, a 403, or an answer that is no JSON is asked for three times
+more, as the whole run hangs on it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import tenacity
 
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 EXPIRED_STATUS = frozenset({401, 403})
+CHANGED_STATUS = frozenset({412, 416})
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,21 @@ class Permanent(FetchFault):
     """No try will help."""
 
 
+class NoRanges(Permanent):
+    """The server sends whole files only."""
+
+
+class Changed(FetchFault):
+    """The file is another one than when its reading began; worth beginning anew."""
+
+
 def of_status(status: int, reason: str, headers: Mapping[str, str]) -> FetchFault:
     """Return the fault of an HTTP status that is not 200 or 206."""
     told = f"the server answers {status} {reason}".rstrip()
     if status in TRANSIENT_STATUS:
         return Transient(told, retry_after(headers.get("Retry-After")))
+    if status in CHANGED_STATUS:
+        return Changed("it changed while it was read")
     return Expired(told) if status in EXPIRED_STATUS else Permanent(told)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.catalog.footprint import geojson_footprint
-from pipeline.catalog.hrefs import shown
+from pipeline.catalog.hrefs import shown, shown_href
 from pipeline.catalog.mtl import finite, percent
 from pipeline.catalog.names import ProductName, parse_product, platform_number, reflective_bands, refused_level
 from pipeline.catalog.scene import BANDS, QA_PIXEL, Asset, Refusal, Scene
@@ -23,6 +23,7 @@ _CHECKSUM = re.compile(r"[0-9A-Fa-f]{8,200}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FILE = re.compile(r"(?:.*_)?SR_B([1-7])(?:\.TIFF?)?", re.IGNORECASE)
 _QA = re.compile(r"(?:.*_)?QA_PIXEL(?:\.TIFF?)?", re.IGNORECASE)
+_USGS, _USGS_BUCKET = "https://landsatlook.usgs.gov/data/", "s3://usgs-landsat/"
 type Json = dict[str, Any]
 type Resolve = Callable[[object], str]
 
@@ -37,7 +38,7 @@ def scene_from_item(item: object, resolve: Resolve, where: str) -> Scene | Refus
     """
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not _ID.fullmatch(item["id"]):
         identity = item.get("id") if isinstance(item, dict) else None
-        return Refusal(shown(where), f"not a STAC Item with a plain id (id: {shown(identity)})")
+        return Refusal(shown(where), f"not a STAC Item with a plain id (id: {shown_href(identity)})")
     properties = _dict(item.get("properties"))
     footprint = geojson_footprint(item.get("geometry"), item.get("bbox"))
     cloud = percent(properties.get("eo:cloud_cover"))
@@ -56,7 +57,7 @@ def _scene(item: Json, properties: Json, when: datetime | None, footprint: str |
     collection = str(properties.get("landsat:collection_number") or (name.collection if name else ""))
     reason = refused_level(level, collection)
     if number is None:
-        reason = reason or f"not an acquisition of Landsat 4 to 9 (platform {shown(properties.get('platform'))})"
+        reason = reason or f"not an acquisition of Landsat 4 to 9 (platform {shown_href(properties.get('platform'))})"
     elif when is None:
         reason = reason or "no usable datetime"
     elif footprint is None:
@@ -86,7 +87,7 @@ def _assets(identity: str, given: object, shared: list[Any], number: int, resolv
             if band is not None:
                 chosen.setdefault(band, asset)
     if not set(chosen) & set(BANDS):
-        have = ", ".join(sorted(assets)[:12]).encode("ascii", "replace").decode()[:200]
+        have = ascii(", ".join(name[:40] for name in sorted(assets)[:12]))[1:-1][:200]
         raise SceneError(identity, f"no usable band: none of {', '.join(BANDS)} among its assets ({have or 'none'})")
     found: dict[str, Asset] = {}
     for band in (*BANDS, QA_PIXEL):
@@ -95,6 +96,8 @@ def _assets(identity: str, given: object, shared: list[Any], number: int, resolv
                 found[band] = _asset(band, chosen[band], resolve)
             except ValueError as error:
                 raise SceneError(identity, f"band {band} cannot be used: {error}") from error
+    if len({asset.href for asset in found.values()}) < len(found):
+        raise SceneError(identity, "several bands have one address (a query, which is not kept, told them apart)")
     return found
 
 
@@ -118,13 +121,7 @@ def _by_common_name(asset: Json, shared: list[Any]) -> str | None:
 
 
 def _asset(band: str, asset: Json, resolve: Resolve) -> Asset:
-    try:
-        href = resolve(asset.get("href"))
-    except ValueError:
-        other = _dict(_dict(asset.get("alternate")).get("s3")).get("href")
-        if not (isinstance(other, str) and other.lower().startswith("s3://")):
-            raise
-        href = resolve(other)
+    href = _href(asset, resolve)
     checksum = asset.get("file:checksum")
     checksum = checksum if isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum) else None
     raster = _dict(next(iter(_list(asset.get("raster:bands")) or _list(asset.get("bands"))), None))
@@ -138,6 +135,21 @@ def _asset(band: str, asset: Json, resolve: Resolve) -> Asset:
         raise ValueError("its scale and offset are no numbers")
     nodata = finite(raster.get("nodata", asset.get("nodata")))
     return Asset(href, scale, offset, 0.0 if nodata is None else nodata, checksum)
+
+
+def _href(asset: Json, resolve: Resolve) -> str:
+    """Return where the file is read: `href`, or in S3 where that cannot be read or wants a person to log in."""
+    href, other = asset.get("href"), _dict(_dict(asset.get("alternate")).get("s3")).get("href")
+    in_s3 = other if isinstance(other, str) and other.lower().startswith("s3://") else None
+    if isinstance(href, str) and href.startswith(_USGS):
+        # the same file: the bucket is laid out like the site
+        return resolve(in_s3 or href.replace(_USGS, _USGS_BUCKET, 1))
+    try:
+        return resolve(href)
+    except ValueError:
+        if in_s3 is None:
+            raise
+        return resolve(in_s3)
 
 
 def _number(properties: Json, name: ProductName | None) -> int | None:

@@ -156,7 +156,7 @@ def _acquired(path: Path, image: dict[str, str]) -> datetime:
         when = datetime.fromisoformat(f"{day}T{time}")
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise _damaged(path, f"DATE_ACQUIRED {day[:30]!r}, SCENE_CENTER_TIME {time[:30]!r} are no time") from error
+        raise _damaged(path, f"DATE_ACQUIRED {day[:30]!a}, SCENE_CENTER_TIME {time[:30]!a} are no time") from error
 
 
 def _scaling(path: Path, group: dict[str, str], bands: dict[str, str]) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,7 @@ _PRODUCT = re.compile(
     r"(?P<text>L[COTEM]0?(?P<number>[1-9])_(?P<level>L[0-9][A-Z]{2})_(?P<path>[0-9]{3})(?P<row>[0-9]{3})"
     r"_(?P<acquired>[0-9]{8})(?:_(?P<processed>[0-9]{8}))?(?:_(?P<collection>[0-9]{2})_(?P<tier>T1|T2|RT|A1|A2))?)"
     r"(?![0-9A-Z])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _PLATFORM = re.compile(r"landsat[-_ ]?0?([4-9])", re.IGNORECASE)
 _OLI = {"1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "nir08", "6": "swir16", "7": "swir22"}
@@ -71,9 +71,9 @@ def refused_level(level: str, collection: str) -> str | None:
     if old:
         return f"Collection 1; {NEEDED}"
     if level and not level.upper().startswith("L2"):
-        return f"processing level {level[:20]!r}; {NEEDED}"
+        return f"processing level {level[:8]!a}; {NEEDED}"
     if collection and collection.lstrip("0") != "2":
-        return f"Collection {collection[:20]!r}; {NEEDED}"
+        return f"Collection {collection[:8]!a}; {NEEDED}"
     return None
 
 

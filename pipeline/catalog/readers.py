@@ -6,26 +6,56 @@ configuration allows the host. Nothing here knows the cache.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore, Lock, local
 from typing import Any, Protocol
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
-import urllib3
 
-from pipeline.catalog.faults import Expired, FetchPolicy, Permanent, Transient, of_request, of_status
+from pipeline.catalog.faults import Changed, Expired, FetchPolicy, NoRanges, Permanent, Transient, of_status
+from pipeline.catalog.hosts import ask, chunks, judging_session
 from pipeline.catalog.verify import Digest, of_headers
 
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CHUNK = 1 << 18
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+_Piece = bytes
+"""The type, where a field of that name hides it."""
+
+
+@dataclass
+class Tally:
+    """What reading took so far: requests, those that failed or were redirected too, and bytes of bodies."""
+
+    requests: int = 0
+    bytes: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Add what another reading took."""
+        self.requests += other.requests
+        self.bytes += other.bytes
+
+    def counted(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+        """Pass a body on, and count it."""
+        for piece in pieces:
+            self.bytes += len(piece)
+            yield piece
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a file, the `total` size of that, and what tells its `version`: an ETag, else Last-Modified."""
+
+    content: bytes
+    total: int
+    version: str | None
 
 
 @dataclass(frozen=True)
@@ -40,15 +70,15 @@ class Body:
 
 
 class Reader(Protocol):
-    """How the bytes of an address are read; every method raises FetchFault."""
+    """How the bytes of an address are read; every method raises FetchFault and adds what it took to a tally."""
 
     @contextmanager
-    def open(self, href: str, start: int, version: str | None) -> Iterator[Body]:
+    def open(self, href: str, start: int, version: str | None, tally: Tally) -> Iterator[Body]:
         """Give the bytes from `start`, or from 0 where the file is no longer that `version`."""
         ...
 
-    def part(self, href: str, first: int, end: int, size: int) -> bytes:
-        """Return bytes [first, end) of a file of `size` bytes; raises ValueError where it has another size."""
+    def span(self, href: str, first: int, end: int, version: str | None, tally: Tally) -> Span:
+        """Return bytes [first, end), fewer where the file ends before; raises Changed where it is another `version`."""
         ...
 
 
@@ -69,17 +99,18 @@ class _Gates:
 
 
 class HttpReader:
-    """Reads http(s) addresses as they are given: signed already where that is needed."""
+    """Reads http(s) addresses; each is signed when its turn has come, as a token may end while one waits for it."""
 
-    def __init__(self, policy: FetchPolicy, allow_hosts: tuple[str, ...]) -> None:
-        self._policy, self._allow_hosts = policy, allow_hosts
+    def __init__(self, policy: FetchPolicy, allow_hosts: tuple[str, ...], sign: Callable[[str, bool], str]) -> None:
+        self._policy, self._allow_hosts, self._sign = policy, allow_hosts, sign
         self._gates = _Gates(policy.per_host)
+        self._local = local()
 
     @contextmanager
-    def open(self, href: str, start: int, version: str | None) -> Iterator[Body]:
+    def open(self, href: str, start: int, version: str | None, tally: Tally) -> Iterator[Body]:
         """Give the bytes from `start`; the server starts anew where its file is another one (If-Range)."""
         headers = {"Range": f"bytes={start}-", "If-Range": version} if start and version else {}
-        with self._get(href, headers) as response:
+        with self._get(href, headers, tally) as response:
             begin, total = _extent(response, start if headers else None)
             whole = response.status_code == 200
             yield Body(
@@ -87,71 +118,53 @@ class HttpReader:
                 total,
                 _strong(response.headers.get("ETag")),
                 of_headers(response.headers) if whole else None,
-                self._chunks(response),
+                tally.counted(chunks(response, self._policy)),
             )
 
-    def part(self, href: str, first: int, end: int, size: int) -> bytes:
-        """Return bytes [first, end) of a file of `size` bytes; raises Permanent where the server knows no ranges."""
-        with self._get(href, {"Range": f"bytes={first}-{end - 1}"}) as response:
+    def span(self, href: str, first: int, end: int, version: str | None, tally: Tally) -> Span:
+        """Return bytes [first, end); raises NoRanges where the server knows none, Changed where the file is another."""
+        headers = {"Range": f"bytes={first}-{end - 1}"}
+        if strong := _strong(version):
+            headers["If-Match"] = strong
+        with self._get(href, headers, tally) as response:
             if response.status_code != 206:
-                raise Permanent("the server knows no ranges, so what it sends cannot be read a second time in part")
+                start = b"".join(_at_most(4, chunks(response, self._policy)))
+                if not start.startswith(TIFF_MAGIC):
+                    # a page of an intermediary: the next answer may be the server's own
+                    raise Transient("what the server sends is no TIFF")
+                raise NoRanges("the server knows no ranges, so what it sends cannot be read in part")
             begin, total = _extent(response, first)
-            content = b"".join(self._chunks(response))
-        if total != size:
-            raise ValueError(f"it is of {total} bytes, and {size} came")
-        if begin != first or len(content) != end - first:
+            now = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            if version is not None and now != version:
+                raise Changed("it changed while it was read")
+            most = end - first + 1
+            content = b"".join(_at_most(most, tally.counted(chunks(response, self._policy))))
+        if total is None or begin != first or len(content) != min(end, total) - first:
             raise Transient("the server sent another range than was asked for")
-        return content
+        return Span(content, total, now)
 
     @contextmanager
-    def _get(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
-        host = str(urlsplit(url).hostname)
-        with self._gates.through(host), requests.Session() as session:
-            # a proxy or credentials of the environment stay in force; redirects are followed by hand, each one judged
-            response = self._follow(session, url, headers)
-            with response:
+    def _get(self, href: str, headers: dict[str, str], tally: Tally) -> Iterator[requests.Response]:
+        host = str(urlsplit(href).hostname)
+        if not hasattr(self._local, "session"):
+            # one of each thread: its connections are kept, and a window takes many requests
+            self._local.session = judging_session(self._allow_hosts)
+        with self._gates.through(host):
+            tally.requests += 1
+            asked = requests.Request("GET", self._sign(href, False), {"Accept-Encoding": "identity", **headers})
+            with ask(self._local.session, asked, self._policy, self._allow_hosts) as response:
                 if response.status_code not in (200, 206):
                     raise of_status(response.status_code, response.reason or "", response.headers)
                 yield response
 
-    def _follow(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        policy = self._policy
-        for _ in range(policy.most_redirects):
-            check_host(url, self._allow_hosts)
-            try:
-                response = session.get(
-                    url,
-                    stream=True,
-                    timeout=(policy.connect_s, policy.read_s),
-                    allow_redirects=False,
-                    headers={"Accept-Encoding": "identity", **headers},
-                )
-            except requests.RequestException as error:
-                raise of_request(error) from None
-            if not response.is_redirect:
-                return response
-            url = urljoin(url, response.headers["Location"])
-            response.close()
-        raise Permanent(f"redirected more than {policy.most_redirects} times")
 
-    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield the body; raises Transient where it breaks off or comes too slowly to be worth waiting for."""
-        policy, began = self._policy, time.monotonic()
-        since, brought = began, 0
-        try:
-            # read1 gives what has come: a plain read waits for a full chunk, which a dripping server never completes
-            while chunk := response.raw.read1(_CHUNK, decode_content=False):
-                yield chunk
-                brought += len(chunk)
-                now = time.monotonic()
-                if now - began > policy.deadline_s:
-                    raise Transient(f"not whole after {policy.deadline_s:.0f} s")
-                if now - since > policy.low_speed_s:
-                    if brought < policy.low_speed_bytes * (now - since):
-                        raise Transient(f"too slow: {brought} bytes in {now - since:.0f} s")
-                    since, brought = now, 0
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Transient(f"the connection failed ({type(error).__name__})") from None
+def _at_most(count: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass pieces on until there are `count` bytes: a server may send more than it was asked for."""
+    for piece in pieces:
+        yield piece
+        count -= len(piece)
+        if count <= 0:
+            return
 
 
 def _extent(response: requests.Response, start: int | None) -> tuple[int, int | None]:
@@ -170,27 +183,6 @@ def _strong(etag: str | None) -> str | None:
     return etag if etag and etag.startswith('"') else None
 
 
-def check_host(url: str, allow_hosts: tuple[str, ...]) -> None:
-    """Refuse hosts that resolve to loopback, private or link-local addresses, unless the configuration names them.
-
-    Raises:
-        Permanent: for such a host, or an address that is not http(s).
-        Transient: the name could not be resolved now.
-    """
-    parts = urlsplit(url)
-    host = parts.hostname
-    if parts.scheme not in ("http", "https") or not host:
-        raise Permanent("redirected to something that is no http(s) address")
-    if host in allow_hosts:
-        return
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, parts.port or 443, proto=socket.IPPROTO_TCP)}
-    except OSError as error:
-        raise Transient(f"host {host} is not known ({error.strerror})") from None
-    if not all(ipaddress.ip_address(address).is_global for address in found):
-        raise Permanent(f"host {host} is on this machine's own network; name it in imagery.allow_hosts to allow it")
-
-
 class S3Reader:
     """Reads s3:// addresses with the credentials of the environment (AWS_...), paid by the bucket or by the reader.
 
@@ -200,41 +192,63 @@ class S3Reader:
     def __init__(self, policy: FetchPolicy, requester_pays: bool) -> None:
         self._policy, self._requester_pays = policy, requester_pays
         self._gates = _Gates(policy.per_host)
+        self._stores: dict[str, Any] = {}
 
     @contextmanager
-    def open(self, href: str, start: int, version: str | None) -> Iterator[Body]:
+    def open(self, href: str, start: int, version: str | None, tally: Tally) -> Iterator[Body]:
         """Give the bytes from `start`, or from 0 where the object's ETag is no longer `version`."""
         import obstore
 
         bucket, key = _bucket_key(href)
         store = self._store(bucket)
         with self._gates.through(bucket), _s3_faults():
+            tally.requests += 1
             meta = obstore.head(store, key)
             etag, total = _strong(meta.get("e_tag")), int(meta["size"])
             begin = start if version and version == etag and start < total else 0
-            stream = (obstore.get_range(store, key, start=a, end=min(a + 32 * _CHUNK, total)).to_bytes()
+            pieces = (self._piece(store, key, a, min(a + 32 * _CHUNK, total), etag, tally)[0]
                       for a in range(begin, total, 32 * _CHUNK))  # fmt: skip
-            yield Body(begin, total, etag, None, _translated(stream))
+            yield Body(begin, total, etag, None, _translated(pieces))
 
-    def part(self, href: str, first: int, end: int, size: int) -> bytes:
-        """Return bytes [first, end) of an object of `size` bytes; raises ValueError where it has another size."""
-        import obstore
-
+    def span(self, href: str, first: int, end: int, version: str | None, tally: Tally) -> Span:
+        """Return bytes [first, end) of an object; raises Changed where it is no longer that version."""
         bucket, key = _bucket_key(href)
         store = self._store(bucket)
         with self._gates.through(bucket), _s3_faults():
-            total = int(obstore.head(store, key)["size"])
-            if total != size:
-                raise ValueError(f"it is of {total} bytes, and {size} came")
-            return bytes(obstore.get_range(store, key, start=first, end=end).to_bytes())
+            content, meta = self._piece(store, key, first, end, version, tally)
+        now, total = meta.get("e_tag"), int(meta["size"])
+        if version is not None and now != version:
+            raise Changed("it changed while it was read")
+        if len(content) != min(end, total) - first:
+            raise Transient("the object store sent another range than was asked for")
+        return Span(content, total, now)
+
+    def _piece(
+        self, store: Any, key: str, first: int, end: int, version: str | None, tally: Tally
+    ) -> tuple[bytes, Any]:
+        """Bytes [first, end) and what the store says of the object."""
+        import obstore
+
+        tally.requests += 1
+        strong = _strong(version)
+        got = obstore.get(store, key, options={"range": (first, end), **({"if_match": strong} if strong else {})})
+        content = bytes(got.bytes())
+        tally.bytes += len(content)
+        return content, got.meta
 
     def _store(self, bucket: str) -> Any:
+        if bucket not in self._stores:
+            self._stores[bucket] = self._opened(bucket)
+        return self._stores[bucket]
+
+    def _opened(self, bucket: str) -> Any:
         from obstore.store import S3Store
 
         if not self._requester_pays and bucket == "usgs-landsat":
             raise Permanent("the bucket usgs-landsat is paid by its readers; set imagery.requester_pays to agree")
         return S3Store(
             bucket,
+            config={"region": "us-west-2"} if bucket == "usgs-landsat" else None,
             request_payer=self._requester_pays,
             retry_config={"max_retries": 0},
             client_options={
@@ -251,10 +265,9 @@ def _bucket_key(href: str) -> tuple[str, str]:
     return str(parts.hostname), parts.path.lstrip("/")
 
 
-def _translated(stream: Iterator[bytes]) -> Iterator[bytes]:
+def _translated(pieces: Iterator[bytes]) -> Iterator[bytes]:
     with _s3_faults():
-        for chunk in stream:
-            yield bytes(chunk)
+        yield from pieces
 
 
 @contextmanager
@@ -267,5 +280,7 @@ def _s3_faults() -> Iterator[None]:
         raise Expired("the bucket refuses the credentials of the environment (AWS_...)") from None
     except FileNotFoundError:  # what obstore raises in place of its own NotFoundError
         raise Permanent("the bucket holds no such file") from None
+    except exceptions.PreconditionError:
+        raise Changed("it changed while it was read") from None
     except exceptions.BaseError as error:
         raise Transient(f"the object store failed ({type(error).__name__})") from None

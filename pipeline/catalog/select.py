@@ -27,7 +27,7 @@ def within(found: Scene | Refusal, aoi: Geometry, first: date, last: date) -> Sc
     if not first <= day <= last:
         return refuse(found, f"outside the days: {day} is not within {first} to {last}")
     if not shapely.intersects(shapely.from_wkt(found.footprint), aoi):
-        return refuse(found, "outside the area: its footprint does not meet the region")
+        return refuse(found, "outside the area that images are needed for")
     return found
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -17,23 +17,32 @@ import shapely
 from pystac import STACError
 from pystac.link import Link
 from pystac_client import Client, ItemSearch
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
 from shapely import Geometry
-from urllib3 import Retry
 
-from pipeline.catalog.hrefs import any_href, local_path, remote_href, shown
+from pipeline.catalog.api import PoliteIO
+from pipeline.catalog.faults import FetchFault, FetchPolicy
+from pipeline.catalog.hrefs import any_href, local_path, remote_href, shown, shown_href
 from pipeline.catalog.items import scene_from_item
+from pipeline.catalog.pieces import Days, TooLong, in_pieces
 from pipeline.catalog.scene import Refusal, Scene
 from pipeline.catalog.select import one_per_acquisition, within
 from pipeline.errors import ConfigError
 
 _MAX_CATALOG, _MAX_ITEM = 256_000_000, 5_000_000
-_MAX_ITEMS = 20_000
-_PAGE = 250
+_MAX_ITEMS = 100_000
+_ONE_SEARCH = 5_000
+"""Items of one search beyond which it is cut: servers that page by number end at 10,000."""
+_MAX_EMPTY = 50
+_PAGE = 100
+"""Items a page: Earth Search and USGS answer with 6 MB at most, some 200 of their items; others allow 1000."""
 _MAX_VERTICES = 500
-_MALFORMED = (APIError, STACError, NotImplementedError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MALFORMED = (
+    APIError, ClientTypeError, STACError, NotImplementedError, ValueError, KeyError, TypeError, AttributeError,
+    RecursionError,
+)  # fmt: skip
 """What pystac-client lets through from an answer that is no STAC API's."""
 
 
@@ -112,7 +121,7 @@ def _walk(start: Path, node: Any, root: Path) -> Iterator[Scene | Refusal]:
                         most = _MAX_ITEM if link["rel"] == "item" else _MAX_CATALOG
                         pending.append((target, _read_json(target, most)))
                 except ValueError as error:
-                    yield Refusal(shown(link.get("href")), f"link in {shown(name)} cannot be followed: {error}")
+                    yield Refusal(shown_href(link.get("href")), f"link in {shown(name)} cannot be followed: {error}")
 
 
 def _links(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -134,37 +143,44 @@ class StacApi:
 
     url: str
     collections: tuple[str, ...]
+    allow_hosts: tuple[str, ...] = ()
+    policy: FetchPolicy = field(default_factory=FetchPolicy)
 
     def search(self, aoi: Geometry, first: date, last: date) -> Iterator[Scene | Refusal]:
         """Yield every item that the server finds (see `Catalog`); what it returns outside area and days is left out."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PystacClientWarning)
-                items = _fetch(self.url, self.collections, aoi, (first, last))
+                found = in_pieces(aoi, (first, last), self._search, _MAX_ITEMS)
+        except TooLong:
+            raise ConfigError(
+                f"imagery.source: the STAC API {self.url} finds over {_MAX_ITEMS} scenes, or {_ONE_SEARCH} of one day; "
+                "narrow region.aoi or imagery.window"
+            ) from None
+        except FetchFault as fault:
+            raise ConfigError(f"imagery.source: {self.url} cannot be searched as a STAC API: {fault.reason}") from None
         except _MALFORMED as error:
-            detail = " ".join(str(error).split())[:200]
-            raise ConfigError(f"imagery.source: {self.url} cannot be searched as a STAC API: {detail}") from error
-        found = (scene_from_item(item, remote_href, self.url) for item in items)
-        kept = [item for item in found if isinstance(item, Refusal) or item == within(item, aoi, first, last)]
+            # what the error quotes comes from the other side, and may be anything
+            detail = f"its answer is not that of one ({type(error).__name__})"
+            raise ConfigError(f"imagery.source: {self.url} cannot be searched as a STAC API: {detail}") from None
+        kept = [i for i in found.values() if isinstance(i, Refusal) or i == within(i, aoi, first, last)]
         return iter(one_per_acquisition(kept))
 
-
-def _io() -> StacApiIO:
-    # allowed_methods=None: searches are POST requests, which urllib3 would never retry
-    retry = Retry(
-        total=8,
-        backoff_factor=0.5,
-        backoff_jitter=0.5,
-        allowed_methods=None,
-        status_forcelist=(408, 425, 429, 500, 502, 503, 504),
-        respect_retry_after_header=True,
-    )
-    return StacApiIO(max_retries=retry, timeout=(10, 60))
+    def _search(self, area: Geometry, days: Days) -> dict[tuple[str, str], Scene | Refusal]:
+        # whom the configuration names as its source may be asked, wherever that host is
+        io = PoliteIO(self.policy, (*self.allow_hosts, urlsplit(self.url).hostname or ""))
+        return _fetch(io, self.url, self.collections, area, days)
 
 
-def _fetch(address: str, collections: tuple[str, ...], aoi: Geometry, days: tuple[date, date]) -> list[Any]:
-    """Return all items of one search; raises ConfigError where paging loops, breaks off or brings too many."""
-    io = _io()
+def _fetch(
+    io: PoliteIO, address: str, collections: tuple[str, ...], aoi: Geometry, days: Days
+) -> dict[tuple[str, str], Scene | Refusal]:
+    """Return all items of one search by collection and id.
+
+    Raises:
+        ConfigError: paging loops or breaks off.
+        TooLong: it brings too many.
+    """
     client = Client.open(address, stac_io=io)
     methods = {str(link.extra_fields.get("method") or "GET").upper() for link in client.get_links("search")}
     search = client.search(
@@ -175,37 +191,42 @@ def _fetch(address: str, collections: tuple[str, ...], aoi: Geometry, days: tupl
         limit=_PAGE,
     )
     where = f"imagery.source: the STAC API {address}"
-    items: dict[tuple[str, str], Any] = {}
-    unnamed: list[Any] = []
+    items: dict[tuple[str, str], Scene | Refusal] = {}
+    unnamed: list[Scene | Refusal] = []
     matched: int | None = None
     for page in _pages(io, search, where):
         features = page.get("features") or []
         known = len(items)
         for feature in features:
             if isinstance(feature, dict) and isinstance(feature.get("id"), str):
-                items[str(feature.get("collection")), feature["id"]] = feature
+                # the scene is kept, not the item: a hostile server's items may be large
+                items[str(feature.get("collection")), feature["id"]] = scene_from_item(feature, remote_href, address)
             else:
-                unnamed.append(feature)
+                unnamed.append(scene_from_item(feature, remote_href, address))
         if features and len(items) == known:
             raise ConfigError(f"{where} repeats the same items page after page; its answer cannot be trusted")
-        if len(items) + len(unnamed) > _MAX_ITEMS:
-            raise ConfigError(f"{where} finds over {_MAX_ITEMS} scenes; narrow region.aoi or imagery.window")
         matched = _matched(page) if matched is None else matched
+        if max(len(items) + len(unnamed), matched or 0) > _ONE_SEARCH:
+            raise TooLong
     # more than it said is harmless (some servers stop counting at 10000); fewer means that pages are missing
     if matched is not None and len(items) + len(unnamed) < matched:
         raise ConfigError(f"{where} says {matched} items match and gave {len(items) + len(unnamed)}; try again")
-    return [*items.values(), *unnamed]
+    return items | {(f"{shapely.bounds(aoi)} {days}", str(number)): refusal for number, refusal in enumerate(unnamed)}
 
 
-def _pages(io: StacApiIO, search: ItemSearch, where: str) -> Iterator[dict[str, Any]]:
+def _pages(io: PoliteIO, search: ItemSearch, where: str) -> Iterator[dict[str, Any]]:
     """Yield result pages by their `next` links, past empty ones too, where pystac-client would end in silence."""
     url, parameters = search.url, search.get_parameters()
     page = io.read_json(url, method=search.method, parameters=parameters)
     seen: set[str] = set()
+    empty = 0
     while True:
         if not isinstance(page, dict) or not isinstance(page.get("features", []), list):
             raise TypeError("its answer is not an ItemCollection")
         yield page
+        empty = 0 if page.get("features") else empty + 1
+        if empty > _MAX_EMPTY:
+            raise ConfigError(f"{where} goes on with empty pages; its answer cannot be trusted")
         links = [link for link in page.get("links") or [] if link.get("rel") == "next"]
         if not links:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -94,6 +95,7 @@ def _checks(folder: Path) -> Iterator[Check]:
     yield _check("run record", lambda: _run_record(folder))
     yield _check("files", lambda: _files(folder))
     yield _check("digests", lambda: _digests(folder))
+    yield _check("remote files", lambda: _remote_files(folder))
     scheme = _scheme(folder)
     if scheme is None:
         yield Check("label scheme", False, f"{record.RUN_FILE} has no usable `labels`, so nothing more is checked")
@@ -153,6 +155,20 @@ def _digests(folder: Path) -> str:
     if changed:
         raise ProductError(f"changed since they were written: {', '.join(changed)}")
     return f"{len(files)} files as they were written"
+
+
+def _remote_files(folder: Path) -> str:
+    """Say how the bytes of the imagery were verified; each remote file of the run needs a word about it."""
+    run: dict[str, Any] = record.read_run(folder)
+    inputs, timings = run.get("inputs") or {}, run.get(record.TIMINGS) or {}
+    assets = [(asset["scene"], asset["band"]) for asset in inputs.get("assets") or []]
+    log = (timings.get("fetch") or {}).get("scenes") or {}
+    told = {(scene, band): log.get(scene, {}).get(band, {}).get("verified") for scene, band in assets}
+    silent = sorted(f"{band} of {scene}" for (scene, band), how in told.items() if not how)
+    if silent:
+        raise ProductError(f"{len(silent)} files without a word on how they were verified, such as {silent[0]}")
+    counts = sorted(Counter(str(how) for how in told.values()).items())
+    return f"{len(told)} verified: " + "; ".join(f"{n} by {how}" for how, n in counts) if told else "none"
 
 
 def _scheme(folder: Path) -> LabelScheme | None:

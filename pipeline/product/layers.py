@@ -127,6 +127,8 @@ def _events(scheme: LabelScheme) -> Layer:
     columns = (
         _EVENT_ID,
         _YEAR,
+        Column("loss_date", "date", "Loss date", "First day of the loss, of alerts and dated polygons; else empty"),
+        Column("loss_date_last", "date", "Last loss date", "Last day of the loss; images from before it do not serve"),
         Column("status", "text", "Status", "classified, uncertain, no_imagery or failed", "status"),
         _DRIVER,
         _CODE,
@@ -136,6 +138,7 @@ def _events(scheme: LabelScheme) -> Layer:
         _AREA,
         Column("pixels", "int", "Pixels", "Number of pixels of the run's grid"),
         Column("clear_share", "share", "Clear share", "Share of the event's pixels seen clear at least once"),
+        Column("awaiting", "bool", "Awaiting", "No image shows it clear yet; a rerun looks for later ones"),
         Column("first_image", "date", "First image", "Day of the earliest image used"),
         Column("last_image", "date", "Last image", "Day of the latest image used"),
         Column("image_count", "int", "Images", "Number of images used"),

@@ -44,7 +44,7 @@ def staged(path: Path) -> Iterator[Path]:
     on an error all of it is removed and nothing appears at `path`.
 
     Raises:
-        OSError: the disk is full or the folder not writable; names the path.
+        OSError, ProductError: the disk is full or the folder not writable; names the path, which libraries do not.
     """
     folder = path.parent / f".{path.name}.part"
     folder.mkdir()
@@ -54,6 +54,11 @@ def staged(path: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"could not be written whole ({error.strerror or error})", str(path)) from error
+    except RuntimeError as error:  # GDAL's errors by way of pyogrio
+        told = " ".join(str(error).split())[:200]
+        raise ProductError(f"{path}: could not be written whole ({told}); check the free space") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

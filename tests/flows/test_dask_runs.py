@@ -55,9 +55,9 @@ def test_a_block_that_always_kills_its_worker_is_set_aside(on_dask, reference, m
     assert_same_results(mended.product, reference)
 
 
-def test_a_scheduler_that_is_not_there_is_bad_input():
-    compute = Compute(executor="tcp://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"compute.executor tcp://127.0.0.1:9"), open_pool(compute):
+def test_a_scheduler_that_is_not_there_is_bad_input(on_dask):
+    config = load_config(on_dask, ("compute.executor=tcp://127.0.0.1:9",))
+    with pytest.raises(ConfigError, match=r"compute.executor tcp://127.0.0.1:9"), open_pool(config):
         pass
 
 

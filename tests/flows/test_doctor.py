@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fault_server import Plan, serve
+from fault_server import Plan, StacItems, serve
 from run_samples import Program, World, write_config
 
 
@@ -46,19 +46,26 @@ def test_every_fault_is_one_line(
     assert ended.code == 1
     faults = {item["check"]: item["text"] for item in json.loads(ended.out) if item["state"] == "fault"}
     assert set(faults) == {"Prefect", "model", "Dask", "loss.source", "imagery.source"}
-    assert "allow_hosts" in faults["imagery.source"]
+    assert "connection failed" in faults["imagery.source"]
     assert "no such file" in faults["loss.source"]
 
 
 def test_an_archive_that_answers(cli: Program, tmp_path: Path, world: World, tiny_model: Path) -> None:
-    (tmp_path / "www").mkdir()
-    (tmp_path / "www" / "stac").write_text("{}")
-    with serve(tmp_path / "www") as server:
-        config = write_config(
-            tmp_path, world, tiny_model, imagery={"source": server.url("stac"), "allow_hosts": ["127.0.0.1"]}
-        )
-        assert "answers 200" in cli("doctor", config).out
-        server.plan = Plan(share=1.0, faults=("503",))
+    stac = StacItems([])
+    with serve(stac) as server:
+        stac.url = server.url("stac")
+        source = {"source": stac.url, "allow_hosts": ["127.0.0.1"]}
+        config = write_config(tmp_path, world, tiny_model, imagery=source)
         ended = cli("doctor", config)
-    assert ended.code == 1
-    assert "answers 503" in ended.out
+        assert ended.code == 0
+        assert "answers 200" in ended.out
+        assert "allow_hosts" not in ended.out
+        ended = cli("doctor", config, "-o", "imagery.allow_hosts=[]")
+        assert ended.code == 0, "a private host may be searched, as the configuration names it"
+        assert "note  imagery.source" in ended.out
+        assert "imagery.allow_hosts" in ended.out, "its files need a word more"
+        for fault, told in (("503", "answers 503"), ("html", "no STAC API"), ("expired", "answers 403")):
+            server.plan = Plan(share=1.0, faults=(fault,))
+            ended = cli("doctor", config)
+            assert ended.code == 1
+            assert told in ended.out

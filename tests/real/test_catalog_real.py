@@ -161,7 +161,7 @@ def test_usgs_item_of_stac_0_7_is_read_without_the_network(shared_data):
     assert {band: a.href.rpartition("/")[2] for band, a in scene.assets.items()} == {
         band: Path(a.href).name for band, a in bundle.assets.items()
     }
-    assert scene.assets["red"].href.startswith("https://landsatlook.usgs.gov/")
+    assert scene.assets["red"].href.startswith("s3://usgs-landsat/collection02/level-2/")
     assert shapely.from_wkt(bundle.footprint).contains(shapely.from_wkt(scene.footprint))
 
 

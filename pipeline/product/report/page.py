@@ -80,6 +80,7 @@ def _state(inputs: ProductInputs, run: Mapping[str, object]) -> dict[str, Any]:
         "events": len(events),
         "seen": everything[0],
         "counts": {status: int((events["status"] == status).sum()) for status in STATUSES},
+        "awaiting": int(events["awaiting"].sum()),
         "headline": next((s for s in inputs.card.scores if s.name == "accuracy"), next(iter(inputs.card.scores), None)),
         "state_plot": plots.bars(
             "Share of the loss area by status",

@@ -26,13 +26,14 @@ from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
 from pipeline.config import RunConfig
 from pipeline.errors import InputError, OutputError
+from pipeline.fetching import fetch_scenes
 from pipeline.grid import Block, RunGrid, read_vector, reproject
 from pipeline.labels import LabelScheme
 from pipeline.models.card import read_card
 from pipeline.plan import AUXILIARY_PREFIX, Plan, assign_scenes
 from pipeline.request import Request
 from pipeline.scenes import LandsatScenes
-from pipeline.steps import fetch_scenes, plan_run
+from pipeline.steps import plan_run
 from pipeline.training.datasets.own import (
     COLUMNS,
     DATASET_FILE,
@@ -116,7 +117,9 @@ def write_dataset(
     scheme = options.scheme or read_card(config.model).scheme
     frame = _read_events(events, scheme)
     with run_lock(config.work):
-        plan = fetch_scenes(request := Request(config), plan_run(request))
+        # images are larger than what a run reads around its loss
+        whole = config.model_copy(update={"imagery": config.imagery.model_copy(update={"read": "cache"})})
+        plan = fetch_scenes(request := Request(whole), plan_run(request))
     tiles = _tiles(frame, plan, options, config.imagery.cache)
     if not tiles:
         raise InputError(f"{events}: no event has both a driver and imagery in the plan, so there is nothing to write")

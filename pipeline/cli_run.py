@@ -1,0 +1,189 @@
+"""A run as the program does it: the lock, the log file, progress, an orderly end, and the report in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ClearcauseError, ProductError
+
+if TYPE_CHECKING:
+    from pipeline.blocks import BlockRecord
+    from pipeline.config import RunConfig
+    from pipeline.request import Outcome
+
+GRACE = 20.0
+"""Seconds from SIGTERM to the end of the process; Kubernetes and Prefect give 30 before they kill."""
+_ROOM = 1 << 20
+
+
+def run_config(
+    config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, prefect: bool
+) -> Outcome:
+    """Run a configuration as the program does: locked, logged, with progress, by Prefect unless it is not wanted.
+
+    Raises:
+        ClearcauseError: as `pipeline.graph.run_region`.
+        KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
+    """
+    from flows.runtime import open_pool
+    from pipeline import graph, steps
+    from pipeline.artifacts import run_lock
+    from pipeline.request import Request
+
+    steps.check_output(config)
+    with (
+        run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
+        _progress() as progress,
+    ):  # fmt: skip
+        request = Request(config, blocks, allow_incomplete, replan, open_pool, progress)
+        # a rerun that has nothing to do must not wait for an orchestrator to start
+        if not replan and (done := steps.current(request, steps.plan_run(request))) is not None:
+            return done
+        if not prefect:
+            return graph.run_region(request)
+        _quiet_prefect()
+        from flows.regions import run_request
+
+        name = f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
+        outcome: Outcome = run_request(request, name)
+        return outcome
+
+
+@contextmanager
+def _tells_of_full_disk(work: Path) -> Iterator[None]:
+    """Name the place and the remedy where a library fails for want of room; many say something else, or no path."""
+    try:
+        yield
+    except ClearcauseError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(work).free
+        if free < _ROOM or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            told = " ".join(str(error).split())[:200]
+            raise ProductError(
+                f"{work}: the disk is full, {free:,} bytes are free ({told}); make room, and run the same command again"
+            ) from error
+        raise
+
+
+@contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: nothing new is begun, and the process is gone within the grace it is usually given.
+
+    What is finished is on disk at every moment, so nothing has to be saved, only left.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: object) -> None:
+        last = threading.Timer(GRACE, os._exit, (130,))
+        last.daemon = True
+        last.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _quiet_prefect() -> None:
+    """Defaults for a run without a Prefect server of its own; whatever the environment says wins."""
+    for key, value in {
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # errors end in one line of ours; Prefect's view of them, with tracebacks, goes to its server
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    }.items():
+        os.environ.setdefault(key, value)
+    if not os.environ.get("PREFECT_API_URL"):
+        print("starting a temporary Prefect server (up to a minute; set PREFECT_API_URL to use yours)", file=sys.stderr)
+
+
+@contextmanager
+def log_file(work: Path) -> Iterator[None]:
+    """Write everything, tracebacks included, to run.log beside the checkpoints."""
+    logger = logging.getLogger("clearcause")
+    logger.setLevel(logging.DEBUG)
+    handler = logging.FileHandler(work / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.debug("%s", "".join(traceback.format_exception(error)))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, a plain line for each block otherwise."""
+    count = 0
+    if not sys.stderr.isatty():
+
+        def line(record: BlockRecord) -> None:
+            print(_line(record), file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("blocks"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task("", total=None)
+
+        def advance(record: BlockRecord) -> None:
+            nonlocal count
+            count += 1
+            bar.update(job, advance=1, description=_line(record))
+
+        yield advance
+
+
+def _line(record: BlockRecord) -> str:
+    text = f"block {record.block} {record.status}"
+    return f"{text}: {record.reason}" if record.reason else f"{text} in {record.seconds:.1f} s"
+
+
+def report(outcome: Outcome, as_json: bool) -> None:
+    """Print how a run ended."""
+    if as_json:
+        print(json.dumps({"status": outcome.status, "product": str(outcome.product), "counts": outcome.counts}))
+        return
+    counts = outcome.counts
+    if outcome.status == "partial":
+        print(f"{counts['computed']} of {counts['blocks']} blocks are done; run without --blocks for the product")
+        return
+    word = "nothing to do, the product is current" if outcome.status == "current" else "published"
+    print(f"{word}: {outcome.product}")
+    kinds = ("classified", "uncertain", "no_imagery", "failed")
+    print(f"{counts['events']} events, {counts['loss_ha']:,.1f} ha: " + ", ".join(f"{counts[k]} {k}" for k in kinds))
+    if counts["awaiting"]:
+        print(f"{counts['awaiting']} await an image: run again when the archive has later scenes")
