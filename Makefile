@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BOOT)/bin/uv
 STAMP := $(VENV)/.installed
+SERVERS := .servers
 export UV_PYTHON_DOWNLOADS := never
 # Prefect's temporary server may need longer than its default of 20 seconds on a small machine
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
@@ -16,7 +17,7 @@ export DO_NOT_TRACK ?= 1
 # where this is set, every process compiles some 4,000 modules anew: 29 seconds instead of 8 before any work
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format bench compare clean lock
+.PHONY: setup servers demo test test-slow lint format bench compare clean lock
 
 setup: $(STAMP)
 
@@ -27,6 +28,16 @@ $(STAMP): requirements.lock pyproject.toml
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(STAMP)
+
+# servers that tests start on loopback, with versions of their own: a STAC API on PostgreSQL and a blob store
+servers: $(SERVERS)/.installed
+
+$(SERVERS)/.installed: $(STAMP) tests/servers/requirements.lock tests/servers/package-lock.json
+	$(UV) venv --quiet --clear --python $(BIN)/python $(SERVERS)/venv
+	$(UV) pip sync --quiet --python $(SERVERS)/venv/bin/python --require-hashes tests/servers/requirements.lock
+	cp tests/servers/package.json tests/servers/package-lock.json $(SERVERS)/
+	npm ci --prefix $(SERVERS) --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
 
 demo: setup
 	$(BIN)/clearcause demo
@@ -65,4 +76,4 @@ lock: $(STAMP)
 		--output-file deploy/requirements-build.lock
 
 clean:
-	rm -rf $(VENV) $(BOOT) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(BOOT) $(SERVERS) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
