@@ -84,7 +84,8 @@ async def _wait_for_due_runs(client: PrefectClient, deployment: UUID) -> None:
     )
     times = [run.next_scheduled_start_time for run in due if run.next_scheduled_start_time is not None]
     if times:
-        await anyio.sleep(max((time - now).total_seconds() for time in times) + 1)
+        # Prefect has its own kind of time on Python 3.12 and the usual one after it
+        await anyio.sleep(max(time.timestamp() for time in times) - now.timestamp() + 1)
 
 
 def region_deployment(path: Path) -> RunnerDeployment:
