@@ -99,9 +99,16 @@ def _slurm(kind: Any, compute: Compute) -> Any:
 
     Their connections are encrypted with a certificate of this run, which jobs find in `shared-temp-directory`.
     """
-    count = _asked(compute)
+    import dask
+
+    count, shared = _asked(compute), dask.config.get("jobqueue.slurm.shared-temp-directory", None)
+    if not shared and not dask.config.get("distributed.comm.tls.ca-file"):
+        raise ConfigError(
+            "compute.executor slurm: name a folder that every node sees as shared-temp-directory (a run's certificates "
+            "lie there) under jobqueue.slurm in Dask's configuration (~/.config/dask/jobqueue.yaml)"
+        )
     try:
-        made = kind(security=_security(), protocol="tls://")
+        made = kind(security=_security(), protocol="tls://", scheduler_options={"dashboard_address": ":0"})
     except ValueError as error:
         raise ConfigError(
             f"compute.executor slurm: {' '.join(str(error).split())} Set it under jobqueue.slurm in Dask's "

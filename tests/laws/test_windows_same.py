@@ -13,12 +13,12 @@ import rasterio.warp
 from catalog_samples import as_text, mtl_groups
 from fault_server import serve
 from rasterio.enums import Resampling
-from run_samples import PRODUCTS, World, blobs, draw_world, run, write_config
+from run_samples import PRODUCTS, World, assert_same_results, blobs, draw_world, run, write_config
 from test_remote import write_catalog
 
 from pipeline.fetch_log import read_fetch_log
 
-SAME_FILES = ("drivers.gpkg", "drivers.tif", "confidence.tif")
+RASTERS = ("drivers.tif", "confidence.tif")
 ZONE = "EPSG:32621"
 
 
@@ -73,17 +73,18 @@ def test_windows_whole_files_and_a_folder_give_the_same_bytes(
         # smaller blocks read the same pixels of other windows: what they lack comes, the rest is there
         config = tmp_path / "window" / "config.yaml"
         other = run(config, "grid.block=128", f"output.dir={tmp_path / 'other'}").product
-    for name in SAME_FILES:
-        assert (whole / name).read_bytes() == (some / name).read_bytes(), name
-    for name in ("drivers.tif", "confidence.tif"):
-        assert (folder / name).read_bytes() == (some / name).read_bytes() == (other / name).read_bytes(), name
+    # the GeoPackage also holds what differs between equal runs: seconds of a block
+    for product in (folder, whole, other):
+        assert_same_results(product, some)
+        assert [(product / name).read_bytes() for name in RASTERS] == [(some / name).read_bytes() for name in RASTERS]
     pictures = [json.loads((product / "run.json").read_text())["pictures"] for product in (folder, whole, some, other)]
     assert pictures == [pictures[0]] * 4
     assert pictures[0]["after"] > 0
     log = read_fetch_log(tmp_path / "window" / "product.work")
     files = [band for scene in log["scenes"].values() for band in scene.values()]
     assert len(log["scenes"]) == 2
-    assert all(0 < file["tiles"] < file["of"] / 2 for file in files)
+    assert all(file["tiles"] > 0 for file in files)
+    assert sum(file["tiles"] for file in files) < 0.8 * sum(file["of"] for file in files)
     parts = [*log["blocks"].values(), log["choice"], log["pictures"]]
     for what in ("requests", "bytes"):
         assert sum(part[what] for part in parts) == log["total"][what] == sum(file[what] for file in files) > 0
