@@ -411,9 +411,10 @@ def product_digest(plan: Plan) -> str:
 
 
 def state_digest(plan: Plan) -> str:
-    """What the answers are a function of: what the plan was made from, its scenes and its blocks."""
+    """What the answers are a function of: what the plan was made from, its scenes with their files, and its blocks."""
     blocks = [planned.block.id for planned in plan.blocks]
-    return digest([plan.inputs, sorted(plan.scenes), plan.chosen, blocks])
+    files = {key: plan.known.get(key) for key in {**plan.before_scenes, **plan.scenes}}
+    return digest([plan.inputs, files, plan.chosen, blocks])
 
 
 def now() -> str:
