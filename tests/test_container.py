@@ -111,7 +111,13 @@ _MACHINE = {
 
 @functools.cache
 def _needed(name: str, extras: tuple[str, ...] = ()) -> tuple[Requirement, ...]:
-    needs = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    try:
+        told = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        # one that only the image's version of Python asks for: what it brings along cannot be told by another
+        assert sys.version_info[:2] != (3, 13), f"{name} is not installed"
+        told = []
+    needs = [Requirement(text) for text in told]
     marks = [{**_MACHINE, "extra": extra} for extra in ("", *extras)]
     return tuple(need for need in needs if not need.marker or any(need.marker.evaluate(mark) for mark in marks))
 
