@@ -94,7 +94,7 @@ def certificates(tmp_path):
     tls |= {r: {"cert": str(tmp_path / "host.pem"), "key": str(tmp_path / "host.key")} for r in ("scheduler", "worker")}
     tls["client"] = tls["worker"]
     settings = {
-        "comm": {"require-encryption": True, "tls": tls, "timeouts": {"tcp": "10s", "connect": "10s"}},
+        "comm": {"require-encryption": True, "tls": tls, "timeouts": {"tcp": "12s", "connect": "10s"}},
         "scheduler": {"worker-ttl": "15s"},
     }
     folder = tmp_path / "dask"
