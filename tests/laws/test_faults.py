@@ -106,8 +106,7 @@ def test_a_failed_block_leaves_the_old_product_untouched(world, own_world, tiny_
     config = write_config(tmp_path, world, tiny_model, imagery__source=str(own_world))
     product = run(config).product
     before = snapshot(product)
-    for path in own_world.rglob("*_SR_B4.TIF"):
-        os.utime(path)  # so that blocks are computed again
+    os.utime(next(own_world.rglob("*_SR_B4.TIF")))  # so that blocks are computed again
     compute = steps.compute_block
 
     def sometimes(task):

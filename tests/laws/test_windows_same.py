@@ -83,8 +83,10 @@ def test_windows_whole_files_and_a_folder_give_the_same_bytes(
     log = read_fetch_log(tmp_path / "window" / "product.work")
     files = [band for scene in log["scenes"].values() for band in scene.values()]
     assert len(log["scenes"]) == 2
-    assert all(file["tiles"] > 0 for file in files)
-    assert sum(file["tiles"] for file in files) < 0.8 * sum(file["of"] for file in files)
+    for scene, bands in log["scenes"].items():
+        # a warped scene is read with a wide margin, and these tiles are small
+        most = 0.8 if scene == PRODUCTS[1] else 0.5
+        assert all(0 < file["tiles"] < most * file["of"] for file in bands.values()), scene
     parts = [*log["blocks"].values(), log["choice"], log["pictures"]]
     for what in ("requests", "bytes"):
         assert sum(part[what] for part in parts) == log["total"][what] == sum(file[what] for file in files) > 0
