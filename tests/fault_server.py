@@ -124,15 +124,15 @@ class StacItems:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Another HTTP server at `base`; addresses of it in JSON are rewritten to `shown`, the address in front."""
+    """Another HTTP server at `base`; in its JSON, addresses that begin as the keys of `shown` begin as its values."""
 
     base: str
-    shown: str = ""
+    shown: dict[str, str] = field(default_factory=dict)
 
     def answer(self, asked: Asked) -> Answer:
         import requests
 
-        url = f"{self.base.rstrip('/')}/{asked.path.lstrip('/')}" + (f"?{asked.query}" if asked.query else "")
+        url = f"{self.base}/{asked.path.lstrip('/')}" + (f"?{asked.query}" if asked.query else "")
         kept = {
             k: v for k, v in asked.headers.items() if k.lower() in ("range", "if-range", "if-match", "content-type")
         }
@@ -142,11 +142,12 @@ class Upstream:
                 asked.method, url, data=asked.body or None, timeout=30, allow_redirects=False,
                 headers={**kept, "Accept-Encoding": "identity"},
             )  # fmt: skip
-        told = ("content-type", "etag", "content-range", "location", "retry-after", "accept-ranges", "content-md5")
-        headers = {k: v for k, v in got.headers.items() if k.lower() in told}
+        told = ("Content-Type", "ETag", "Content-Range", "Location", "Retry-After", "Accept-Ranges", "Content-MD5")
+        headers = {name: got.headers[name] for name in told if name in got.headers}
         body = got.content
-        if self.shown and "json" in headers.get("Content-Type", ""):
-            body = body.replace(self.base.rstrip("/").encode(), self.shown.rstrip("/").encode())
+        if "json" in headers.get("Content-Type", ""):
+            for behind, front in self.shown.items():
+                body = body.replace(behind.encode(), front.encode())
         return Answer(body, got.status_code, headers)
 
 

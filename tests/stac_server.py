@@ -33,6 +33,8 @@ class StacServer:
         """Add a collection, and items to it."""
         self._post("/collections", collection)
         rows = {item["id"]: {**item, "collection": collection["id"]} for item in items}
+        if not rows:
+            return
         self._post(f"/collections/{collection['id']}/bulk_items", {"items": rows, "method": "insert"})
 
     def _post(self, path: str, body: dict[str, Any]) -> None:

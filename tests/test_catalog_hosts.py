@@ -249,6 +249,27 @@ def test_a_search_that_never_succeeds_ends_with_one_line(fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_search_goes_on_while_an_api_fails_in_changing_ways() -> None:
+    """Tries are not counted as those of a file are: nineteen of twenty answers are wrong, each in one of five ways."""
+    source, thrown = api_of(), []
+    for seed in range(6):
+        with serve(source, Plan(seed=seed, share=0.19, faults=("429", "503", "reset", "html", "expired"))) as server:
+            source.url = server.url("stac")
+            assert [item.id for item in search(source.url)] == sorted(item["id"] for item in source.items)
+            thrown.append(server.thrown)
+    assert max(thrown) > 3 * QUICK.attempts
+
+
+@pytest.mark.parametrize(("fault", "tries"), [("503", QUICK.attempts), ("expired", 4), ("html", 4)])
+def test_the_same_fault_in_a_row_is_believed(fault: str, tries: int) -> None:
+    source = api_of()
+    with serve(source, Plan(share=1.0, faults=(fault,))) as server:
+        source.url = server.url("stac")
+        with pytest.raises(ConfigError, match=r"cannot be searched"):
+            search(source.url)
+        assert len(server.log) == tries
+
+
 def test_the_patience_that_an_api_asks_for_is_kept() -> None:
     source = api_of()
     with serve(source, Plan(share=1.0, faults=("429",), most=1, retry_after="1")) as server:

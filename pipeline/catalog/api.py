@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import requests
 from pystac_client.stac_api_io import StacApiIO
 
-from pipeline.catalog.faults import Expired, FetchFault, FetchPolicy, Permanent, Transient, of_status, persist
+from pipeline.catalog.faults import Expired, FetchPolicy, Permanent, Transient, of_status, persist
 from pipeline.catalog.hosts import ask, chunks, judging_session
 
 MOST_BYTES = 64_000_000
 """Of one answer. A page of 250 items is of some 5 MB."""
-_DOUBTS = 3
+_DOUBTS = 4
 _BODIES = ("POST", "PUT", "PATCH")
 
 
 class PoliteIO(StacApiIO):
-    """Asks again after transient faults, honours Retry-After, and gives up at the policy's deadline for all requests.
+    """Asks again after faults, honours Retry-After, and gives up at the policy's deadline for all requests.
 
-    An answer that is no JSON, or a 401 or 403, may be an intermediary's: it is asked for a few times more.
+    The whole run hangs on a search, so tries are not counted as those of a file are: a server that fails in changing
+    ways is asked on. The same fault in a row is believed: a transient one after the policy's `attempts`, an answer that
+    is no JSON, a 401 or a 403 (which may be an intermediary's) after four.
     Redirects are followed by hand, each one judged (see `hosts`).
 
     Raises:
@@ -52,20 +56,25 @@ class PoliteIO(StacApiIO):
             asked.json = parameters
         else:
             asked.params = parameters or {}
-        doubts = 0
+        told: list[str] = []
 
         def attempt() -> str:
-            nonlocal doubts
             if time.monotonic() > self._end:
                 raise Permanent(f"not done after {self._policy.deadline_s:.0f} s")
             try:
                 return self._once(asked)
-            except (Expired, ValueError) as error:
-                doubts += 1
-                told = error.reason if isinstance(error, FetchFault) else str(error)
-                raise (Transient(told) if doubts <= _DOUBTS else Permanent(told)) from None
+            except (Transient, Expired) as fault:
+                # what stands behind the colon are figures of this one try
+                reason, kind = fault.reason, fault.reason.partition(":")[0]
+                most = self._policy.attempts if isinstance(fault, Transient) else _DOUBTS
+                again = fault if isinstance(fault, Transient) else Transient(reason)
+            except ValueError as error:
+                reason = kind = str(error)
+                most, again = _DOUBTS, Transient(reason)
+            told[:] = [*told, kind] if kind in told else [kind]
+            raise again if len(told) < most else Permanent(reason)
 
-        return persist(attempt, self._policy)
+        return persist(attempt, replace(self._policy, attempts=sys.maxsize))
 
     def _once(self, asked: requests.Request) -> str:
         with ask(self.session, asked, self._policy, self._allow_hosts) as response:

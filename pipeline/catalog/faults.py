@@ -10,8 +10,7 @@
     | a host of this machine's own network, too many redirects      | Permanent | the same                            |
 
 A file whose bytes do not verify is fetched once more from the start, as the fault may have been the way, not the file.
-A search of a STAC API goes by the same table; there a 401, a 403, or an answer that is no JSON is asked for three times
-more, as the whole run hangs on it.
+A search of a STAC API goes by the same table, with more patience, as the whole run hangs on it (see `api`).
 """
 
 from __future__ import annotations
