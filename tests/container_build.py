@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import dockerfile
+import psutil
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _AUTHORITIES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -44,7 +45,7 @@ class Image:
     ) -> list[str]:
         """Return the command that runs `argv` in this root as its user, in name spaces of its own.
 
-        Mounts made here and processes left over end with the command.
+        Mounts made here and processes left over end with the command; ended from outside, by `end`.
         """
         room = room or Room()
         variables = [f"{key}={value}" for key, value in {**self.environment, **(extra or {})}.items()]
@@ -94,6 +95,18 @@ class Room:
             lines.append(_line("mount", "-t", "tmpfs", "-o", options or "mode=1777", "tmpfs", inside(path)))
         lines += [_line("mount", "-o", "remount,bind,ro", root)] if self.readonly else []
         return "\n".join([*lines, 'exec "$@"'])
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """End a command that `Image.inside` made, and everything that it started.
+
+    The kernel forgets to tell a process of its parent's death once that process has changed its user, which is how
+    `unshare --kill-child` would do it; so the first process of the name space is ended, and all in it with it.
+    """
+    for first in psutil.Process(child.pid).children() if child.poll() is None else ():
+        first.kill()
+    child.kill()
+    child.wait()
 
 
 def _line(*words: object) -> str:

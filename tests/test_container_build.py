@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 import yaml
-from container_build import BuildError, Image, Room, bare_debian, build
+from container_build import BuildError, Image, Room, bare_debian, build, end
 from deploy_samples import DEPLOY, ROOT, services
 from run_samples import blobs, draw_world, write_config
 
@@ -221,8 +221,7 @@ class Stack:
         words = argv or [*image.entrypoint, *map(str, self.services[name]["command"])]
         log = self.stop.enter_context((self.folder / f"{name}.log").open("wb"))
         child = subprocess.Popen(image.inside(words, environment, room), stdout=log, stderr=log)
-        self.stop.callback(child.wait)
-        self.stop.callback(child.kill)
+        self.stop.callback(end, child)
         return child
 
     def started(self, name: str, well: Callable[[], bool], argv: list[str] | None = None) -> None:
