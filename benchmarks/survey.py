@@ -22,7 +22,6 @@ import numpy as np
 import rasterio
 from rasterio.warp import transform_bounds
 
-from pipeline import plan as planning
 from pipeline import survey
 from pipeline.candidates import cloudiness, wrs_place
 from pipeline.catalog.scene import QA_PIXEL, Scene
@@ -30,6 +29,7 @@ from pipeline.config import RunConfig
 from pipeline.demo import ROOT, compare, province_config, write_province
 from pipeline.graph import run_region
 from pipeline.plan import Plan
+from pipeline.plan_scenes import with_chosen
 from pipeline.request import Request
 from pipeline.simulate import Province, ProvinceParams
 from pipeline.steps import plan_run
@@ -107,7 +107,7 @@ def choice_row(config: RunConfig, plan: Plan, case: Case) -> tuple[dict[str, Any
     """Make one choice and return its figures and the plan of it."""
     started = time.perf_counter()
     if case.enough is None:
-        decided = planning.with_chosen(plan, by_catalog(plan, case.most), [])
+        decided = with_chosen(plan, by_catalog(plan, case.most), [])
     else:
         decided = survey.decide(plan, config.work, config.imagery, lambda scene, _: scene)
     seconds = time.perf_counter() - started

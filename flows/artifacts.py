@@ -11,22 +11,20 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.exceptions import PrefectException
 
+from flows.outages import API_FAULTS, wait_for_server
 from pipeline.blocks import BlockRecord
 from pipeline.config import RunConfig
 from pipeline.request import Pool, PoolFactory
 
 _log = logging.getLogger("clearcause")
-_API_FAULTS = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
-"""A RuntimeError is what a temporary server that does not answer any more ends in."""
 _INTERVAL = 5.0
 """Seconds between two updates of the progress artifact."""
 _LAST_WORD = 10.0
@@ -48,7 +46,7 @@ class Board:
         try:
             with get_client(sync_client=True) as client:
                 return client.create_artifact(artifact).id
-        except _API_FAULTS as error:
+        except API_FAULTS as error:
             _log.warning("artifact %s-%s was not taken: %s", self._key, what, error)
             return None
 
@@ -57,10 +55,40 @@ class Board:
         try:
             with get_client(sync_client=True) as client:
                 client.update_artifact(artifact, ArtifactUpdate(data=data, description=description))
-        except _API_FAULTS as error:
+        except API_FAULTS as error:
             _log.warning("artifact %s-blocks was not updated: %s", self._key, error)
             return False
         return True
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of Markdown, under the region's name and `what`."""
+
+    what: str
+    text: str
+    description: str
+
+
+@contextmanager
+def last_page(board: Board, patience: float) -> Iterator[Callable[[Page], None]]:
+    """Post the page that the body hands over when the body has ended, well or with an error.
+
+    Up to `patience` seconds are waited for a server that is away, so that it hears how the run ended, too.
+    """
+    pages: list[Page] = []
+
+    def post() -> None:
+        wait_for_server(patience)
+        for page in pages:
+            board.post(page.what, "markdown", page.text, page.description)
+
+    try:
+        yield pages.append
+    except Exception:
+        post()
+        raise
+    post()
 
 
 class Progress:

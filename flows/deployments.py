@@ -1,4 +1,4 @@
-"""Deployments: one for each region's configuration, one that runs many of them, and the process that serves them.
+"""Deployments: one for each region's configuration, and one that runs many of them.
 
 A deployment's version is a digest of what it says: one that has not changed is not written again, so that a restart or
 a redeploy leaves alone the runs that are about to start.
@@ -6,17 +6,13 @@ a redeploy leaves alone the runs that are about to start.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import datetime
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import anyio
-import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -27,11 +23,10 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.runner import Runner
+from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron
-from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 
 from flows.fanout import clearcause_regions
 from flows.regions import clearcause_region
@@ -71,6 +66,12 @@ class Served(RunnerDeployment):
             for schedule in stale:
                 await client.delete_deployment_schedule(known.id, schedule)
         return await super().aapply(schedules, work_pool_name, image, version_info)
+
+
+class _Closed(ParameterSchema):
+    """The schema of a flow's parameters that takes no others; the error of `propertyNames` names those there are."""
+
+    propertyNames: dict[str, list[str]]
 
 
 async def _wait_for_due_runs(client: PrefectClient, deployment: UUID) -> None:
@@ -150,14 +151,15 @@ def _triggers(name: str) -> list[Any]:
 
 
 def _versioned(deployment: RunnerDeployment) -> RunnerDeployment:
+    known = deployment._parameter_openapi_schema
+    deployment._parameter_openapi_schema = _Closed(
+        **known.model_dump(exclude_unset=True), propertyNames={"enum": list(known.properties)}
+    )
     told = deployment.model_dump(mode="json", exclude={"version", "version_type"})
     schema = deployment._parameter_openapi_schema.model_dump()
     triggers = [trigger.model_dump(mode="json") for trigger in deployment.triggers]
     deployment.version = digest([told, schema, triggers])[:12]
     return deployment
-
-
-# ---------------------------------------------------------------------------------------------- serve
 
 
 def make_deployments(configs: Sequence[Path], rollup: Path) -> list[RunnerDeployment]:
@@ -182,49 +184,3 @@ def line_of(deployment: RunnerDeployment) -> str:
     plans = [item.schedule for item in deployment.schedules or []]
     times = [f"{plan.cron} {plan.timezone}" for plan in plans if isinstance(plan, CronSchedule)]
     return f"{deployment.full_name}: {', '.join(times) or 'on demand'}"
-
-
-def check_server() -> str:
-    """Return the address of the Prefect server that keeps the deployments.
-
-    Raises:
-        ConfigError: none is set, none answers, or it refuses us.
-    """
-    url = PREFECT_API_URL.value()
-    if not url:
-        raise ConfigError(
-            "PREFECT_API_URL is not set: schedules need a server that stays; "
-            "start one (`prefect server start`) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
-        )
-    try:
-        with get_client(sync_client=True) as client:
-            client.read_deployments(limit=1)
-    except PrefectHTTPStatusError as error:
-        code = error.response.status_code
-        hint = "; set PREFECT_API_AUTH_STRING" if code == 401 else ""
-        raise ConfigError(f"PREFECT_API_URL {url}: the server answers {code}{hint}") from error
-    except httpx.HTTPError as error:
-        raise ConfigError(f"PREFECT_API_URL {url}: no server answers ({type(error).__name__}); start it") from error
-    return str(url)
-
-
-def serve_deployments(deployments: Sequence[RunnerDeployment], limit: int) -> None:
-    """Write the deployments and run what is due, each run a process of its own, until interrupted.
-
-    `limit` is how many regions run at once; the run of many regions comes on top, since it only waits for them.
-    Schedules go on while nobody serves: what fell due meanwhile runs when serving starts again.
-    """
-
-    async def run() -> None:
-        regions = Runner("clearcause regions", pause_on_shutdown=False, limit=limit)
-        many = Runner("clearcause many regions", pause_on_shutdown=False, limit=1)
-        for deployment in deployments:
-            await (many if deployment.flow_name == clearcause_regions.name else regions).aadd_deployment(deployment)
-        jobs = [asyncio.create_task(runner.start()) for runner in (regions, many)]
-        # a runner's own way with SIGTERM ends this process without ending its runs; each has set it once it has begun
-        await asyncio.sleep(0)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: [job.cancel() for job in jobs])
-        await asyncio.gather(*jobs)
-
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(run())

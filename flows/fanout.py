@@ -20,6 +20,7 @@ from prefect.states import Cancelling, Failed
 from pydantic import Field
 
 from flows.artifacts import Board
+from flows.outages import API_FAULTS, DAY, wait_for_server
 from flows.pages import rollup_page
 from flows.regions import Year, with_variant
 from pipeline.config import load_config
@@ -87,21 +88,31 @@ def _run_region(
             break
         name = f"clearcause-region/{region}"
         variant = str(asked[0]) if asked else ""
+        wait_for_server(DAY)
         try:
             with get_client(sync_client=True) as client:
                 config = Path(client.read_deployment_by_name(name).parameters["config"])
             product = with_variant(load_config(config), variant).output.dir
             wanted = {"years": list(asked), "variant": variant, "replan": replan}
-            run = cast("FlowRun", run_deployment(name, parameters=wanted, timeout=0))
+            run = _started(name, wanted, f"{runtime.flow_run.id} {runtime.flow_run.run_count} {region} {variant}")
             running[run.id] = region
             ended = _ended(run.id, over)
             running.pop(run.id)
             parts.append(Part(region, asked, product, _fault(ended)))
         except ObjectNotFound:
             parts.append(Part(region, asked, Path(), f"no such deployment: {name}; serve its configuration"))
-        except (ConfigError, httpx.HTTPError) as error:
+        except (ConfigError, *API_FAULTS) as error:
             parts.append(Part(region, asked, Path(), str(error)))
     return parts
+
+
+def _started(name: str, wanted: dict[str, Any], key: str) -> FlowRun:
+    """Start a run; where the server goes away meanwhile, ask again: `key` keeps a second run from being made."""
+    try:
+        return cast("FlowRun", run_deployment(name, parameters=wanted, timeout=0, idempotency_key=key))
+    except httpx.TransportError:
+        wait_for_server(DAY)
+        return cast("FlowRun", run_deployment(name, parameters=wanted, timeout=0, idempotency_key=key))
 
 
 def _ended(run: UUID, over: threading.Event) -> FlowRun | None:
@@ -110,7 +121,7 @@ def _ended(run: UUID, over: threading.Event) -> FlowRun | None:
         try:
             with get_client(sync_client=True) as client:
                 seen = client.read_flow_run(run)
-        except httpx.HTTPError:
+        except API_FAULTS:
             continue  # the server may be restarting; the run itself goes on without it
         if seen.state is not None and seen.state.is_final():
             return seen

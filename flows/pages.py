@@ -105,8 +105,9 @@ def _areas(product: Product) -> list[str]:
     # each driver's category comes before those of its uncertain events
     categories = reversed(event_categories(product.scheme))
     looks = {dict(c.conditions).get("driver", c.conditions[0][1]): c for c in categories}
-    lines = [_row(("", "driver", "events", "mapped (ha)", "adjusted (ha), 95 % interval"))]
-    lines.append(_row(("---", "---", *["---:"] * 3)))
+    adjusts = ("adjusted (ha), 95 % interval",) if region["adjusted_ha"].notna().any() else ()
+    lines = [_row(("", "driver", "events", "mapped (ha)", *adjusts))]
+    lines.append(_row(("---", "---", *["---:"] * (2 + len(adjusts)))))
     for row in sums.sort_values("area_ha", ascending=False).itertuples():
         driver = str(row.Index)
         known = region[(region["driver"] == driver) & region["adjusted_ha"].notna()]
@@ -118,15 +119,14 @@ def _areas(product: Product) -> list[str]:
             f"{row.events:,}",
             f"{row.area_ha:,.1f}",
         )
-        lines.append(_row((*cells, *(adjusted or ["not known"]))))
-    return lines
+        lines.append(_row((*cells, *((adjusted or ["not known"]) if adjusts else ()))))
+    note = (product.run.get("areas") or {}).get("note")
+    return [*lines, "", _cell(note)] if note else lines
 
 
 def _swatch(colour: tuple[int, int, int]) -> str:
     """A square in the colour that the map has, as a picture: Prefect's pages take no styles."""
-    content = io.BytesIO()
-    Image.new("RGB", (16, 16), colour).save(content, "PNG")
-    return f"![](data:image/png;base64,{base64.b64encode(content.getvalue()).decode()})"
+    return f"![]({_data_uri(Image.new('RGB', (16, 16), colour))})"
 
 
 def _map(product: Product) -> list[str]:
@@ -139,7 +139,21 @@ def _map(product: Product) -> list[str]:
     width, height = (max(round(side * scale), 40) for side in (frame.width, frame.height))
     small = dataclasses.replace(frame, width=width, height=height)
     picture = maps.picture(events, event_categories(product.scheme), small)
-    return [f"![map]({picture})", "", "Hatched: uncertain."]
+    return [f"![map]({_on_white(picture)})", "", "Hatched: uncertain."]
+
+
+def _on_white(picture: str) -> str:
+    """A picture with a ground of its own: Prefect's pages are dark or light, as their reader likes."""
+    with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as opened:
+        drawn = opened.convert("RGBA")
+    white = Image.new("RGBA", drawn.size, "white")
+    return _data_uri(Image.alpha_composite(white, drawn).convert("P", palette=Image.Palette.ADAPTIVE))
+
+
+def _data_uri(image: Image.Image) -> str:
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _files(folder: Path) -> list[str]:

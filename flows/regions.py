@@ -7,6 +7,7 @@ files: no result is kept by Prefect, so a run that lost its server goes on from 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +17,26 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from flows.artifacts import Board, Progress, both
+from flows.artifacts import Board, Page, Progress, both, last_page
+from flows.outages import API_FAULTS, DAY, outlive_the_server
 from flows.pages import Origin, failure_page, summary_page
 from flows.periods import Period, held
-from flows.runtime import open_pool
+from flows.runtime import open_pool, worker_count
 from pipeline import steps
-from pipeline.blocks import checkpoint_name
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ClearcauseError
 from pipeline.graph import run_region
 from pipeline.plan import Plan
 from pipeline.request import Outcome, Request
+
+_log = logging.getLogger("clearcause")
+# this module is what a process of Prefect imports before it begins the run
+outlive_the_server()
 
 RETRIES = {"plan_run": 2, "fetch_scenes": 2}
 """Stages that talk to the outside are tried again; the others keep their own ledger or are pure."""
@@ -70,18 +76,30 @@ def run_name(config: RunConfig) -> str:
 def run_request(request: Request, name: str) -> Any:
     """Run a request of the program as a Prefect flow; the run's name says region and years."""
     origin = Origin(("clearcause", *sys.argv[1:]), takes_blocks=sys.argv[1:2] == ["run"])
+    outcome: Outcome | None = None
 
     @flow(name="region", flow_run_name=name, validate_parameters=False, persist_result=False)
     def region() -> Any:
-        return _watched(request, origin)
+        nonlocal outcome
+        board = Board(request.config.region.name, runtime.flow_run.id)
+        with last_page(board, patience=0) as say:
+            outcome = _watched(request, origin, board, say)
+        return outcome
 
-    return region()
+    try:
+        # five times, as by default, a program would wait for minutes at the end for a server that is gone
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
+            return region()
+    except API_FAULTS as error:
+        if outcome is None:
+            raise
+        _log.warning("the product is whole, but Prefect's server could not be told: %s", error)
+        return outcome
 
 
-def _watched(request: Request, origin: Origin) -> Outcome:
-    """Run the stages as tasks, with what a person sees of them: progress, and a page at the end."""
+def _watched(request: Request, origin: Origin, board: Board, say: Callable[[Page], None]) -> Outcome:
+    """Run the stages as tasks, with what a person sees of them: progress, and a page that is handed to `say`."""
     config = request.config
-    board = Board(config.region.name, runtime.flow_run.id)
     with Progress(board) as progress:
         seen = dataclasses.replace(
             request, pool=progress.pool(request.pool), progress=both(request.progress, progress.record)
@@ -96,17 +114,16 @@ def _watched(request: Request, origin: Origin) -> Outcome:
             outcome = run_region(seen, call)
         except Exception as error:
             page = failure_page(f"{run_name(config)} failed", error, config.work, origin)
-            board.post("failure", "markdown", page, "What failed, and the command that runs it again")
+            say(Page("failure", page, "What failed, and the command that runs it again"))
             raise
-    board.post("summary", "markdown", summary_page(outcome), f"{run_name(config)}: {outcome.status}")
+    say(Page("summary", summary_page(outcome), f"{run_name(config)}: {outcome.status}"))
     return outcome
 
 
 def _blocks(request: Request, plan: Plan) -> tuple[int, set[str]]:
     """How many blocks are asked for, and those that have their checkpoint already."""
     asked = [p for p in plan.blocks if not request.blocks or p.block.id in request.blocks]
-    done = {p.block.id for p in asked if (request.work / "blocks" / checkpoint_name(plan, p)).exists()}
-    return len(asked), done
+    return len(asked), steps.finished_blocks(request.work, plan) & {p.block.id for p in asked}
 
 
 # ---------------------------------------------------------------------------------------------- served
@@ -144,12 +161,12 @@ def clearcause_region(
 
     Args:
         config: Configuration file of the region.
-        years: Loss years.
+        years: Loss years, such as 2021; none: as configured.
         blocks: Only these blocks, as in r0000c0001; the product comes with a run of all of them.
-        variant: The product goes beside the regular one, to output.dir with "-" and this name behind it.
-        model: Folder of a model package.
+        variant: A name; the product goes beside the regular one, to output.dir with "-" and this name behind it.
+        model: Folder of a model package, if not the configured one.
         tiling: How patches are laid: one lattice, or centred on events.
-        executor: local, threads, cuda, slurm, kubernetes, or the address of a Dask scheduler.
+        executor: If not as configured: local, threads, cuda, slurm, kubernetes, or the address of a Dask scheduler.
         replan: Plan anew with all scenes; without, only events that await an image are looked at again.
         allow_incomplete: Publish even if blocks failed, and say so in the product.
     """
@@ -163,19 +180,22 @@ def clearcause_region(
     command += ["--out", str(parsed.output.dir)] if variant else []
     origin = Origin(tuple(command), f"clearcause-region/{parsed.region.name}")
     steps.check_output(parsed)
-    with held(parsed, _period()) as reason:
+    board = Board(parsed.region.name, runtime.flow_run.id)
+    # the folder is free again before a server that is away is waited for
+    with last_page(board, patience=DAY) as say, held(parsed, _period()) as reason:
         if reason:
             return Cancelled(name="Skipped", message=reason)
-        return _ended(_watched(Request(parsed, tuple(blocks), allow_incomplete, replan, open_pool), origin))
+        request = Request(
+            parsed, tuple(blocks), allow_incomplete, replan, open_pool, workers=worker_count(parsed.compute)
+        )
+        return _ended(_watched(request, origin, board, say))
 
 
 def with_variant(config: RunConfig, variant: str) -> RunConfig:
     """Return the configuration with its product beside the regular one; an empty variant changes nothing."""
     if not variant:
         return config
-    folder = config.output.dir
-    beside = config.output.model_copy(update={"dir": folder.with_name(f"{folder.name}-{variant}")})
-    return config.model_copy(update={"output": beside})
+    return config.model_copy(update={"output": config.output.beside(variant)})
 
 
 def _period() -> Period | None:

@@ -31,8 +31,8 @@ from pipeline.errors import OutputError
 _AFTER_BLOCKS = {
     "product", "training", "simulate", "cli.py", "cli_training.py", "demo.py", "assemble.py", "merge.py", "units.py",
     "drivers.py", "ledger.py", "graph.py", "request.py", "chips.py", "areas", "cli_product.py",
-    "cli_flows.py", "rollup.py", "cli_run.py", "cli_state.py", "status.py",
-    "coverage.py", "generalise.py", "eudr.py", "export.py", "changes.py", "tables.py",
+    "cli_flows.py", "cli_plan.py", "rollup.py", "cli_run.py", "cli_state.py", "stores", "store_address.py", "status.py",
+    "coverage.py", "costs", "generalise.py", "eudr.py", "export.py", "changes.py", "tables.py",
 }  # fmt: skip
 """Code that no plan and no checkpoint depends on: changing it publishes anew from the blocks that are there."""
 HOLDER_FILE = "holder.json"

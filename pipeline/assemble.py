@@ -276,7 +276,7 @@ def _public(config: RunConfig) -> dict[str, Any]:
                 exclude={
                     "compute": True,
                     "schedule": True,
-                    "output": {"dir"},
+                    "output": {"dir", "store"},
                     "imagery": {"read", "cache", "cache_gb", "requester_pays"},
                 },
             )

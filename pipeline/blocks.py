@@ -55,7 +55,11 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """How a block ended: `status` done, existing or failed, the `reason` of a failure, its checkpoint's folder name."""
+    """How a block ended: `status` done, existing or failed, the `reason` of a failure, its checkpoint's folder name.
+
+    `open_seconds` is what loading libraries and the model took before anything else: nothing after a process's first
+    block. The same in seconds of cores, of its process: `cpu_seconds`, `open_cpu_seconds`, `forward_cpu_seconds`.
+    """
 
     block: str
     status: str
@@ -66,6 +70,10 @@ class BlockRecord:
     peak_rss_mb: int = 0
     attempts: int = 1
     device: str = ""
+    open_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    open_cpu_seconds: float = 0.0
+    forward_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def compute_block(task: BlockTask) -> BlockRecord:
     """
     from pipeline.models.engines import segmenter_for_worker
 
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     plan, *_ = _opened(task.work, task.plan)
     planned = next(b for b in plan.blocks if b.block.id == task.block)
     name = checkpoint_name(plan, planned, task.excluded)
@@ -135,11 +143,16 @@ def compute_block(task: BlockTask) -> BlockRecord:
     if final.exists():
         return found_block(final, task.block)
     model = _Timed(segmenter_for_worker(task.model, task.engine, "auto", task.precision))
+    opened, opened_cpu = time.perf_counter() - started, time.process_time() - busy
     parts = _predict_block(task, plan, planned, model)
     with committed_folder(final) as folder:
         _write(folder, planned.block, parts)
         seconds, device = time.perf_counter() - started, str(getattr(model.segmenter, "device", ""))
-        record = BlockRecord(task.block, "done", name, "", seconds, model.seconds, _peak_rss_mb(), device=device)
+        record = BlockRecord(
+            task.block, "done", name, "", seconds, model.seconds, _peak_rss_mb(), device=device,
+            open_seconds=opened, cpu_seconds=time.process_time() - busy, open_cpu_seconds=opened_cpu,
+            forward_cpu_seconds=model.cpu_seconds,
+        )  # fmt: skip
         write_json(folder / META, dataclasses.asdict(record))
     return record
 
@@ -154,12 +167,13 @@ class _Timed:
     """A segmenter that keeps the time spent inside its forward pass."""
 
     def __init__(self, segmenter: Any) -> None:
-        self.segmenter, self.card, self.seconds = segmenter, segmenter.card, 0.0
+        self.segmenter, self.card, self.seconds, self.cpu_seconds = segmenter, segmenter.card, 0.0, 0.0
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         result = self.segmenter.logits(images)
         self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.process_time() - busy
         return np.asarray(result)
 
 

@@ -14,6 +14,7 @@ import typer
 from pipeline import cli_flows, cli_product, cli_state, cli_training
 from pipeline.cli_run import log_file, report, run_config
 from pipeline.errors import ClearcauseError, ConfigError
+from pipeline.store_address import store_address
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -95,7 +96,7 @@ def _load(
     from pipeline.config import load_config
 
     overrides = [*(option or [])]
-    overrides += [f"output.dir={json.dumps(str(out.resolve()))}"] if out else []
+    overrides += [f"output.dir={json.dumps(store_address(out) or str(out.resolve()))}"] if out else []
     overrides += [f"loss.years={json.dumps(year)}"] if year else []
     overrides += [f"compute.executor={json.dumps(executor)}"] if executor else []
     return load_config(path, tuple(overrides))
@@ -105,31 +106,18 @@ def _load(
 def plan(
     config: Config,
     year: Annotated[list[int] | None, typer.Option(help="loss year instead of loss.years; may be repeated")] = None,
+    executor: Annotated[str | None, typer.Option(help="local | threads | a Dask scheduler address")] = None,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="predict a run with that option")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure the model here first: seconds")] = False,
     json_: Json = False,
     option: Options = None,
 ) -> None:
-    """Say what a run would do; reads no pixels of imagery."""
-    from flows.runtime import worker_count
-    from pipeline import steps
-    from pipeline.artifacts import run_lock
-    from pipeline.request import Request
+    """Say what a run would do and take: seconds, bytes, memory. Reads no pixels of imagery."""
+    from pipeline import cli_plan
 
-    parsed = _load(config, option, year=year)
-    steps.check_output(parsed)
-    with run_lock(parsed.work), log_file(parsed.work):
-        # with a product at hand, looking must not give it another plan
-        made = steps.plan_run(Request(parsed, replan=not (parsed.output.dir / "run.json").is_file()))
-    counts = made.counts(worker_count(parsed.compute))
-    if json_:
-        print(json.dumps(counts))
-        return
-    width = max(map(len, counts))
-    for key, value in counts.items():
-        print(f"{key:<{width}}  {value:,}")
-    for refusal in made.refused:
-        print(f"refused {refusal.scene_id}: {refusal.reason}")
-    for warning in (*made.warnings, *made.said):
-        print(f"warning: {warning}")
+    parsed = _load(config, option, year=year, executor=executor)
+    looked = cli_plan.look_ahead(parsed, prefect=not no_prefect, calibrate=calibrate)
+    print(json.dumps(looked.record()) if json_ else cli_plan.render(looked))
 
 
 @app.command()
@@ -186,7 +174,9 @@ def inspect(
 ) -> None:
     """Check a product: layers, columns, sums, geometry, COGs, STAC, checksums. Exit code 1 if it is unsound."""
     from pipeline.product.inspect import inspect_product, render_text
+    from pipeline.stores.products import at_hand
 
+    product = at_hand(product)
     if not product.is_dir():
         raise ConfigError(f"product {product}: no such folder")
     report = inspect_product(product)

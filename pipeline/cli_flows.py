@@ -33,7 +33,8 @@ def serve(
         "PREFECT_LOGGING_EXTRA_LOGGERS": "clearcause",
     }.items():
         os.environ.setdefault(key, value)
-    from flows.deployments import check_server, line_of, make_deployments, serve_deployments
+    from flows.deployments import line_of, make_deployments
+    from flows.serving import check_server, serve_deployments
 
     url = check_server()
     deployments = make_deployments(configs, rollup)

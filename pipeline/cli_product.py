@@ -35,12 +35,13 @@ def sample(
     # Nine parameters: they are the command line
     from pipeline.areas.draw import DrawParams
     from pipeline.areas.sampling import make_sample, read_product
+    from pipeline.stores.products import at_hand, beside
 
     def say(done: int, total: int) -> None:
         print(f"pictures of {done} of {total} events", file=sys.stderr, flush=True)
 
-    read = read_product(product.resolve())
-    folder = out or read.folder.with_name(read.folder.name + "-sample")
+    read = read_product(at_hand(product).resolve())
+    folder = out or beside(product, "-sample")
     params = DrawParams(size, minimum, allocation, seed)
     drawn = make_sample(read, folder, params, show_drivers, not no_pictures, say)
     if json_:
@@ -72,8 +73,9 @@ def assess(
     from pipeline.areas.assess import assess as run
     from pipeline.areas.assess import render, to_dict, write_assessment
     from pipeline.areas.sampling import read_product
+    from pipeline.stores.products import at_hand
 
-    result = run(read_product(product.resolve()), labels)
+    result = run(read_product(at_hand(product).resolve()), labels)
     path = write_assessment(result, labels if labels.is_dir() else labels.parent)
     print(json.dumps(to_dict(result)) if json_ else f"{render(result)}\n\nwritten: {path}")
 
@@ -98,10 +100,11 @@ def export(
     """Write layers of a product in another format."""
     # Nine parameters: they are the command line
     from pipeline.export import ExportParams, export_product
+    from pipeline.stores.products import at_hand, beside
 
     params = ExportParams(to, tuple(layer or ["events"]), per_unit, simplify, points, country)
-    folder = out or product.resolve().with_name(product.resolve().name + "-export")
-    done = export_product(product, folder, params)
+    folder = out or beside(product, "-export")
+    done = export_product(at_hand(product), folder, params)
     if json_:
         files = [{"file": str(path), "rows": rows, "unit_id": unit} for path, rows, unit in done.files]
         print(json.dumps({"files": files, "notes": done.notes}, ensure_ascii=False))
@@ -121,8 +124,9 @@ def diff(
 ) -> None:
     """Compare two products: events that appeared, are gone or changed driver, and areas by unit."""
     from pipeline.changes import compare_products, render_changes, write_changes
+    from pipeline.stores.products import at_hand
 
-    changes = compare_products(old, new)
+    changes = compare_products(at_hand(old), at_hand(new))
     if out:
         write_changes(changes, out)
     print(json.dumps(changes.to_dict(), ensure_ascii=False) if json_ else render_changes(changes))

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.costs.clock import Clock
 from pipeline.errors import ClearcauseError, ProductError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run_config(
         ClearcauseError: as `pipeline.graph.run_region`.
         KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
     """
-    from flows.runtime import open_pool
+    clock = Clock()
+    from flows.runtime import open_pool, worker_count
     from pipeline import graph, steps
     from pipeline.artifacts import run_lock
     from pipeline.request import Request
@@ -47,10 +49,16 @@ def run_config(
         run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
         _progress() as progress,
     ):  # fmt: skip
-        request = Request(config, blocks, allow_incomplete, replan, open_pool, progress)
+        request = Request(
+            config, blocks, allow_incomplete, replan, open_pool, progress, worker_count(config.compute),
+            orchestrator(prefect), clock,
+        )  # fmt: skip
         # a rerun that has nothing to do must not wait for an orchestrator to start
-        if not replan and (done := steps.current(request, steps.plan_run(request))) is not None:
-            return done
+        if not replan:
+            with clock.stage("plan_run"):
+                plan = steps.plan_run(request)
+            if (done := steps.current(request, plan)) is not None:
+                return done
         if not prefect:
             return graph.run_region(request)
         _quiet_prefect()
@@ -59,6 +67,13 @@ def run_config(
         name = f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
         outcome: Outcome = run_request(request, name)
         return outcome
+
+
+def orchestrator(prefect: bool) -> str:
+    """Who runs the stages, as the forecast calls it."""
+    if not prefect:
+        return "plain"
+    return "server" if os.environ.get("PREFECT_API_URL") else "temporary server"
 
 
 @contextmanager
@@ -175,15 +190,19 @@ def _line(record: BlockRecord) -> str:
 def report(outcome: Outcome, as_json: bool) -> None:
     """Print how a run ended."""
     if as_json:
-        print(json.dumps({"status": outcome.status, "product": str(outcome.product), "counts": outcome.counts}))
+        product = outcome.store or str(outcome.product)
+        told = {"status": outcome.status, "product": product, "counts": outcome.counts}
+        print(json.dumps({**told, "seconds": outcome.seconds, "expected_seconds": outcome.expected}))
         return
     counts = outcome.counts
     if outcome.status == "partial":
         print(f"{counts['computed']} of {counts['blocks']} blocks are done; run without --blocks for the product")
         return
     word = "nothing to do, the product is current" if outcome.status == "current" else "published"
-    print(f"{word}: {outcome.product}")
+    print(f"{word}: {outcome.store or outcome.product}")
     kinds = ("classified", "uncertain", "no_imagery", "failed")
     print(f"{counts['events']} events, {counts['loss_ha']:,.1f} ha: " + ", ".join(f"{counts[k]} {k}" for k in kinds))
+    if outcome.seconds is not None and outcome.expected is not None:
+        print(f"predicted {outcome.expected:.0f} s, took {outcome.seconds:.0f} s")
     if counts["awaiting"]:
         print(f"{counts['awaiting']} await an image: run again when the archive has later scenes")

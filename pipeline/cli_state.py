@@ -17,12 +17,23 @@ Out = Annotated[Path, typer.Argument(help="output folder of a run (output.dir)",
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def place_of(out: Path) -> Path:
+    """The folder of a run on this machine, of an address in a store too; raises ConfigError where that is none."""
+    from pipeline.errors import ConfigError
+    from pipeline.store_address import local_part, store_address
+
+    try:
+        return local_part(store_address(out)) if store_address(out) else out.resolve()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 @app.command()
 def status(out: Out, json_: Json = False) -> None:
     """Say how a run stands: planned, done and failed blocks, whether it is running, and what goes on with it."""
     from pipeline.status import read_status, render_status
 
-    found = read_status(out.resolve())
+    found = read_status(place_of(out))
     print(json.dumps(dataclasses.asdict(found), ensure_ascii=False) if json_ else render_status(found))
 
 
@@ -39,7 +50,7 @@ def retry(
     from pipeline.request import remembered
     from pipeline.status import work_of
 
-    config = remembered(work_of(out.resolve()))
+    config = remembered(work_of(place_of(out)))
     if executor:
         tree = {**config.compute.model_dump(), "executor": executor}
         config = config.model_copy(update={"compute": validated(Compute, tree, "--executor")})

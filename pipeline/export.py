@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ _DRIVERS = {"flatgeobuf": "FlatGeobuf", "geojson": "GeoJSON", "pmtiles": "PMTile
 _SHEETS = ("summary", "units", "estimates", "events")
 _SHEET_ROWS = 1_048_575
 """Rows of an Excel sheet, less the header."""
+_HOUR = re.compile(rb"<dcterms:(created|modified)\b.*?</dcterms:\1>", re.DOTALL)
 _DEGREES = "EPSG:4326"
 _MAX_ZOOM = 13
 """Vector tiles place corners to 1.2 m there; a Landsat pixel has 30 m."""
@@ -198,7 +200,9 @@ def _write_gdal(path: Path, frame: pd.DataFrame, layer: str, to: str) -> None:
     pyogrio.write_dataframe(
         frame, made, layer=layer, driver=_DRIVERS[to], use_arrow=True, geometry_type=kind or _kind(frame), **options
     )
-    path.write_bytes(made.getbuffer())
+    made.seek(0)
+    with path.open("wb") as stream:
+        shutil.copyfileobj(made, stream)
 
 
 def _drawable(frame: pd.DataFrame) -> Any:
@@ -266,7 +270,13 @@ def write_workbook(path: Path, frames: dict[str, pd.DataFrame]) -> None:
     book = Workbook(write_only=True)
     for name, frame in frames.items():
         _write_sheet(book.create_sheet(name), frame)
-    book.save(path)
+    made = io.BytesIO()
+    book.save(made)
+    with zipfile.ZipFile(made) as written, zipfile.ZipFile(path, "w") as archive:
+        for name in written.namelist():
+            # openpyxl notes the hour of writing, here and for every entry: equal tables shall be equal bytes
+            content = _HOUR.sub(b"", written.read(name)) if name == "docProps/core.xml" else written.read(name)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 def _write_sheet(sheet: WriteOnlyWorksheet, frame: pd.DataFrame) -> None:

@@ -14,6 +14,7 @@ from pipeline.errors import OutputError, SceneError
 from pipeline.fetch_log import FetchLog, Need, Needs, users_of
 from pipeline.pictures import BEFORE_ONLY, picture_bands
 from pipeline.plan import Plan
+from pipeline.plan_scenes import without_scenes
 from pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _look_at_late(stage: _Stage, plan: Plan) -> Plan:
     refused += [planning.refuse(plan.scenes[key], reason) for key, reason in lost.items()]
     if not refused:
         return plan
-    thinner = planning.without_scenes(plan, refused, late.settled_blocks(stage.work, plan))
+    thinner = without_scenes(plan, refused, late.settled_blocks(stage.work, plan))
     thinner = late.forgotten(thinner, [*spared, *late.worth_retrying(plan.scenes[key] for key in lost)])
     thinner.save(stage.work)
     return thinner
@@ -155,7 +156,7 @@ def _fetch_bands(stage: _Stage, plan: Plan) -> Plan:
     ]
     if not refused:
         return plan
-    thinner = planning.without_scenes(plan, refused, late.settled_blocks(stage.work, plan))
+    thinner = without_scenes(plan, refused, late.settled_blocks(stage.work, plan))
     thinner = late.forgotten(thinner, late.worth_retrying(scenes[key] for key in reasons))
     thinner.save(stage.work)
     return thinner

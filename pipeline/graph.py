@@ -32,9 +32,11 @@ def run_region(request: Request, call: Call = plainly) -> Outcome:
     Raises:
         ClearcauseError: see `pipeline.errors`; the product of an earlier run stays as it was.
     """
+    call = request.clock.watching(call)
     plan = call(steps.plan_run, request)
     if (done := steps.current(request, plan)) is not None:
         return done
+    steps.expect(request, plan)
     plan = call(fetching.fetch_scenes, request, plan)
     # the plan was made anew, and it came out the same
     if (done := steps.current(request, plan)) is not None:
@@ -44,4 +46,4 @@ def run_region(request: Request, call: Call = plainly) -> Outcome:
     if merged is None:
         return steps.partial(request, ledger)
     outcome: Outcome = call(steps.publish_product, request, merged)
-    return outcome
+    return steps.learn(request, ledger, outcome)

@@ -10,15 +10,14 @@ import numpy as np
 import rasterio
 import rasterio.warp
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from pipeline.catalog.check import open_header
 from pipeline.catalog.scene import QA_PIXEL, Asset, Scene
 from pipeline.errors import SceneError
 from pipeline.grid import RunGrid
+from pipeline.resample import Places, find_places, mean_reach, take_mean, take_nearest
 
 NOT_CLEAR = 0b111111
 """QA_PIXEL bits 0-5: fill, dilated cloud, cirrus, cloud, cloud shadow, snow (Landsat Collection 2, LSDS-1619)."""
@@ -27,7 +26,6 @@ QA_FILL = 1
 MARGIN = 1024
 """Pixels around the run's grid that may be read: no patch reaches further out."""
 _ALIGNED = 1e-4
-_TOLERANCE = 0.01
 _POINTS = 9
 """Points along each side of an area, at which its place in another CRS is worked out."""
 _AROUND = 64
@@ -45,13 +43,14 @@ def readable_window(grid: RunGrid) -> GeoBox:
 
 
 class BandOnGrid:
-    """One band file seen on the run's grid: a plain read where the grids coincide, a WarpedVRT elsewhere."""
+    """One band file seen on the run's grid: a plain read where the grids coincide, resampled elsewhere."""
 
     def __init__(self, scene: Scene, band: str, window: GeoBox) -> None:
         """Open a local file; raises RasterioError or SceneError. `window` is the grid's `readable_window`."""
         self.asset: Asset = scene.assets[band]
         self.fill = QA_FILL if band == QA_PIXEL else 0
         self.nodata = self.fill if self.asset.nodata is None or band == QA_PIXEL else self.asset.nodata
+        self._nearest = band == QA_PIXEL
         self._stack = ExitStack()
         try:
             source = self._stack.enter_context(open_header(self.asset.href))
@@ -59,42 +58,57 @@ class BandOnGrid:
             if crs is None:
                 raise SceneError(scene.id, f"{band}: no CRS in {file_name(scene, band)} and none in its MTL")
             affine = source.transform if source.crs or scene.grid is None else Affine(*scene.grid.transform)
-            self._source, self._shift, self._place = source, _shift(crs, affine, window), (crs, affine)
+            self._source, self._shift = source, _shift(crs, affine, window)
             if self._shift is None:
-                self._source = self._stack.enter_context(_warped(source, crs, affine, window, band, self.nodata))
+                affine_of_grid: Any = tuple(window.affine)[:6]
+                self._target, self._place = (_wkt(window), affine_of_grid), (str(crs.to_wkt()), affine)
+                self._reach = mean_reach(self._target, self._place, source.shape)
         except BaseException:
             self._stack.close()
             raise
 
     def read(self, window: Window) -> np.ndarray:
-        """Read band 1 over a window in pixels of the grid's readable window; outside the file the fill value stands."""
+        """Read band 1 over a window in pixels of the grid's readable window.
+
+        The file's own values where the grids coincide, and always of QA_PIXEL; else float32 means of them. The value
+        of `fill` or `nodata` where it has none.
+        """
         if self._shift is None:
-            return np.asarray(self._source.read(1, window=window))
+            places = self._places(window)
+            part, origin = self._cut(places.box)
+            if self._nearest:
+                return take_nearest(part, origin, places, self.fill)
+            return take_mean(part, origin, places, self.nodata)
         row0, col0 = window.row_off + self._shift[0], window.col_off + self._shift[1]
-        top, left = max(row0, 0), max(col0, 0)
-        bottom, right = min(row0 + window.height, self._source.height), min(col0 + window.width, self._source.width)
-        out = np.full((window.height, window.width), self.fill, self._source.dtypes[0])
-        if top < bottom and left < right:
-            part = self._source.read(1, window=Window(left, top, right - left, bottom - top))
-            out[top - row0 : bottom - row0, left - col0 : right - col0] = part
+        part, (top, left) = self._cut((row0, col0, row0 + window.height, col0 + window.width))
+        if part.shape == (window.height, window.width):
+            return part
+        out = np.full((window.height, window.width), self.fill, part.dtype)
+        out[top - row0 : top - row0 + part.shape[0], left - col0 : left - col0 + part.shape[1]] = part
         return out
 
     def source_boxes(self, windows: Sequence[Window]) -> list[tuple[int, int, int, int]]:
-        """Pixels of the file (first row and column, and those after the last) that `read` of each window may touch.
+        """Pixels of the file (first row and column, and those after the last) that `read` of each window touches.
 
-        They may reach out of the file. A view that is warped is made in whole blocks of its own.
+        They may reach out of the file.
         """
-        if self._shift is not None:
-            down, right = self._shift
-            tops = [(w.row_off + down, w.col_off + right, w.height, w.width) for w in windows]
-            return [(row, col, row + height, col + width) for row, col, height, width in tops]
-        rows, cols = self._source.block_shapes[0]
-        affine, bounds = self._source.transform, []
-        for w in windows:
-            top, left = w.row_off // rows * rows, w.col_off // cols * cols
-            bottom, right = -(-(w.row_off + w.height) // rows) * rows, -(-(w.col_off + w.width) // cols) * cols
-            bounds.append((*(affine @ (left, top)), *(affine @ (right, bottom))))
-        return warp_boxes(self._source.crs, np.array(bounds), affine.a, *self._place)
+        if self._shift is None:
+            return [self._places(window).box for window in windows]
+        down, right = self._shift
+        tops = [(w.row_off + down, w.col_off + right, w.height, w.width) for w in windows]
+        return [(row, col, row + height, col + width) for row, col, height, width in tops]
+
+    def _places(self, window: Window) -> Places:
+        place = (window.row_off, window.col_off, window.height, window.width)
+        return find_places(self._target, self._place, place, self._reach)
+
+    def _cut(self, box: tuple[int, int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Read a box of the file as far as that reaches, and tell where what was read starts."""
+        top, left = max(box[0], 0), max(box[1], 0)
+        bottom, right = min(box[2], self._source.height), min(box[3], self._source.width)
+        if top >= bottom or left >= right:
+            return np.zeros((0, 0), self._source.dtypes[0]), (0, 0)
+        return np.asarray(self._source.read(1, window=Window(left, top, right - left, bottom - top))), (top, left)
 
     def __enter__(self) -> BandOnGrid:
         """Return the open file."""
@@ -158,25 +172,3 @@ def _shift(crs: Any, affine: Affine, window: GeoBox) -> tuple[int, int] | None:
     if abs(col - round(col)) > _ALIGNED or abs(row - round(row)) > _ALIGNED:
         return None
     return round(row), round(col)
-
-
-def _warped(source: Any, crs: Any, affine: Affine, window: GeoBox, band: str, nodata: float) -> Any:
-    """A view of the file on the whole run's grid.
-
-    GDAL warps it in blocks counted from the grid's corner and interpolates coordinates within each (to a hundredth of
-    a pixel), so a pixel's value does not depend on the window it is read with. A view of one block's window would.
-    """
-    height, width = window.shape
-    return WarpedVRT(
-        source,
-        src_crs=crs,
-        src_transform=affine,
-        src_nodata=nodata,
-        nodata=nodata,
-        crs=rasterio.CRS.from_user_input(_wkt(window)),
-        transform=window.affine,
-        height=height,
-        width=width,
-        resampling=Resampling.nearest if band == QA_PIXEL else Resampling.bilinear,
-        tolerance=_TOLERANCE,
-    )

@@ -150,7 +150,7 @@ def _late_blocks(
                 only = tuple(int(row) for row in np.unique(labels[labels > 0]) - 1)
                 own = dataclasses.replace(block, id=f"{block.id}+{number}")
                 patches = sum(part.patches.values())
-                found.append(PlannedBlock(own, scenes, part.events, part.pixels, patches, number, only))
+                found.append(PlannedBlock(own, scenes, part.events, part.pixels, patches, number, only, part.covered))
     return found
 
 

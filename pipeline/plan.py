@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from shapely.geometry.base import BaseGeometry as Geometry
 
 from pipeline.artifacts import code_digest, digest, stamp, write_json
 from pipeline.auxiliary.record import AuxiliarySource
-from pipeline.candidates import footprint, scene_warnings, wrs_place
+from pipeline.candidates import footprint, wrs_place
 from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
@@ -44,6 +45,7 @@ AUXILIARY_PREFIX = "aux_"
 class PlannedBlock:
     """A block that holds loss: its window, the scenes for each loss year, and how much there is to do.
 
+    `covered` are the pixels under its patches, as far as the lattice tells: those of which scenes are read.
     `late` is 0 for a block of the first plan and k for one of the k-th pass over late images, which computes only the
     events in the rows `only` (see `pipeline.late`).
     """
@@ -55,6 +57,7 @@ class PlannedBlock:
     patches: int
     late: int = 0
     only: tuple[int, ...] = ()
+    covered: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ class Plan:
         """Write the plan to `plan.json` in a folder."""
         write_json(folder / PLAN_FILE, _to_json(self))
 
-    def counts(self, workers: int) -> dict[str, Any]:
-        """Say how much the plan asks for: counts, megapixels, bytes of imagery to read, and seconds as a guess.
+    def counts(self) -> dict[str, Any]:
+        """Say how much the plan asks for: counts, megapixels, and bytes of imagery to read.
 
-        Before the choice of scenes `scenes`, `bytes` and `seconds` are upper bounds: of `scenes_candidates`, at most
-        `max_scenes` of a path/row and loss year will be read.
+        Before the choice of scenes `scenes` and `bytes` are upper bounds: of `scenes_candidates`, at most `max_scenes`
+        of a path/row and loss year will be read.
         """
         patches = sum(b.patches for b in self.blocks)
         megapixels = patches * self.layout.size**2 / 1e6
@@ -132,7 +135,6 @@ class Plan:
             "patches": patches,
             "megapixels": round(megapixels, 1),
             "bytes": read,
-            "seconds": round(_START_SECONDS + (megapixels / _MPX_PER_SECOND + read / _BYTES_PER_SECOND) / workers),
         }
 
     def _at_most(self, ids: Sequence[str]) -> int:
@@ -148,7 +150,6 @@ class Plan:
 
 
 _CELL = 512
-_START_SECONDS, _MPX_PER_SECOND, _BYTES_PER_SECOND = 25.0, 0.5, 60e6
 
 
 def _to_json(plan: Plan) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def read_plan(folder: Path) -> Plan:
             b["patches"],
             b["late"],
             tuple(b["only"]),
+            b["covered"],
         )
         for b in tree["blocks"]
     )
@@ -210,12 +212,13 @@ def _scene(tree: dict[str, Any]) -> Scene:
 
 @dataclass(frozen=True)
 class FoundBlock:
-    """A block that holds loss: how many events and loss pixels, and the patches of each loss year in it."""
+    """A block that holds loss: how many events and loss pixels, the patches of each loss year, and what they cover."""
 
     block: Block
     events: int
     pixels: int
     patches: dict[int, int]
+    covered: int = 0
 
 
 def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, layout: PatchLayout) -> dict[str, FoundBlock]:
@@ -234,12 +237,29 @@ def find_block(block: Block, labels: np.ndarray, years: np.ndarray, layout: Patc
     """What a block holds: `labels` int32 [block.height, block.width], event row + 1; `years` by event row."""
     rows = np.unique(labels[labels > 0]) - 1
     year_of = np.concatenate([[0], years])[labels]
-    patches = {int(y): _count_patches(year_of == y, block, layout) for y in np.unique(years[rows])}
-    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches)
+    touched = {int(y): _touched(year_of == y, block, layout) for y in np.unique(years[rows])}
+    patches = {year: int(np.count_nonzero(one)) for year, one in touched.items()}
+    covered = _covered(np.logical_or.reduce(list(touched.values())), layout) if touched else 0
+    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches, covered)
 
 
-def _count_patches(loss: np.ndarray, block: Block, layout: PatchLayout) -> int:
-    """Lattice patches that touch `loss` [block.height, block.width]; an estimate where patches are laid by events."""
+def _covered(touched: np.ndarray, layout: PatchLayout) -> int:
+    """Pixels under some patches of the lattice, given as bool [rows, columns] of it."""
+    cell = math.gcd(layout.size, layout.stride)
+    for axis in (0, 1):
+        rows = np.moveaxis(touched, axis, 0)
+        wide = np.zeros(((len(rows) * layout.stride + layout.size) // cell, rows.shape[1]), bool)
+        for k in range(layout.size // cell):
+            wide[k : k + len(rows) * layout.stride // cell : layout.stride // cell] |= rows
+        touched = np.moveaxis(wide, 0, axis)
+    return int(np.count_nonzero(touched)) * cell**2
+
+
+def _touched(loss: np.ndarray, block: Block, layout: PatchLayout) -> np.ndarray:
+    """Bool [rows, columns] of the lattice: patches that touch `loss` [block.height, block.width].
+
+    An estimate where patches are laid by events.
+    """
     row0, col0, height, width = lattice_window(block, layout)
     integral = np.zeros((loss.shape[0] + 1, loss.shape[1] + 1), np.int64)
     integral[1:, 1:] = loss.cumsum(0, dtype=np.int64).cumsum(1)
@@ -248,7 +268,8 @@ def _count_patches(loss: np.ndarray, block: Block, layout: PatchLayout) -> int:
     r0, r1 = (np.clip(tops + k, 0, loss.shape[0]) for k in (0, layout.size))
     c0, c1 = (np.clip(lefts + k, 0, loss.shape[1]) for k in (0, layout.size))
     sums = integral[np.ix_(r1, c1)] - integral[np.ix_(r0, c1)] - integral[np.ix_(r1, c0)] + integral[np.ix_(r0, c0)]
-    return int(np.count_nonzero(sums))
+    touched: np.ndarray = sums > 0
+    return touched
 
 
 def ask_catalog(
@@ -306,98 +327,8 @@ def loss_areas(events: GeoDataFrame, grid: RunGrid, layout: PatchLayout) -> dict
 def plan_block(found: FoundBlock, chosen: dict[int, list[Scene]], grid: RunGrid, layout: PatchLayout) -> PlannedBlock:
     """Freeze one block."""
     scenes = assign_scenes(found.block, found.patches, chosen, grid, layout)
-    return PlannedBlock(found.block, scenes, found.events, found.pixels, sum(found.patches.values()))
-
-
-def without_scenes(plan: Plan, refused: Sequence[Refusal], settled: Collection[str] = ()) -> Plan:
-    """The plan less some scenes, which move to the refused ones.
-
-    Blocks named in `settled` keep theirs, and what such a block uses stays: their answers have been published. Blocks
-    of a late pass that are left without a scene of their own go.
-    """
-    gone = {refusal.scene_id for refusal in refused}
-    thinner = (
-        b
-        if b.block.id in settled
-        else replace(b, scenes={year: tuple(s for s in ids if s not in gone) for year, ids in b.scenes.items()})
-        for b in plan.blocks
-    )
-    blocks = tuple(_with_purpose(thinner))
-    in_use = {s for b in blocks if b.block.id in settled for ids in b.scenes.values() for s in ids}
-    refused = [refusal for refusal in refused if refusal.scene_id not in in_use]
-    gone -= in_use
-    kept, early, spare = (
-        {key: scene for key, scene in group.items() if key not in gone}
-        for group in (plan.scenes, plan.before_scenes, plan.spare)
-    )
-    lost = {(year, wrs_place(plan.scenes[s])) for year, ids in plan.chosen.items() for s in ids if s in gone}
-    return replace(
-        plan,
-        scenes=kept,
-        refused=tuple(sorted([*plan.refused, *refused], key=_refusal_id)),
-        blocks=blocks,
-        before=_less(plan.before, gone),
-        before_scenes=early,
-        candidates=_less(plan.candidates, gone),
-        chosen=_less(plan.chosen, gone),
-        spare=spare,
-        undecided=tuple(sorted({*plan.undecided, *lost})),
-    )
-
-
-def _less(groups: dict[int, tuple[str, ...]], gone: Collection[str]) -> dict[int, tuple[str, ...]]:
-    return {year: tuple(s for s in ids if s not in gone) for year, ids in groups.items()}
-
-
-def with_chosen(
-    plan: Plan,
-    chosen: dict[int, tuple[str, ...]],
-    refused: Sequence[Refusal],
-    warnings: Sequence[str] = (),
-    settled: Collection[str] = (),
-) -> Plan:
-    """The decided plan: blocks read the `chosen` ones of its candidates, by loss year; the others become spare.
-
-    `refused` gives the reasons of those that no year takes; scenes that pictures are made of keep that role. `warnings`
-    are about the choice. Blocks of late passes, and those named in `settled`, keep their scenes.
-    """
-    known = {**plan.spare, **plan.scenes}
-    groups = {year: [known[key] for key in ids] for year, ids in chosen.items()}
-    blocks = tuple(
-        b
-        if b.late or b.block.id in settled
-        else replace(b, scenes=assign_scenes(b.block, b.scenes, groups, plan.grid, plan.layout))
-        for b in plan.blocks
-    )
-    used = {key for part in (chosen, *(b.scenes for b in blocks)) for ids in part.values() for key in ids}
-    looked_at = {key for ids in plan.candidates.values() for key in ids}
-    told = {r.scene_id: r for r in (*plan.refused, *(r for r in refused if r.scene_id not in plan.before_scenes))}
-    return replace(
-        plan,
-        scenes={key: known[key] for key in sorted(used)},
-        spare={key: known[key] for key in sorted(looked_at - used)},
-        refused=tuple(r for key, r in sorted(told.items()) if key not in used),
-        blocks=blocks,
-        chosen=chosen,
-        undecided=(),
-        said=(*warnings, *scene_warnings(groups)),
-    )
-
-
-def _refusal_id(refusal: Refusal) -> str:
-    return refusal.scene_id
-
-
-def _with_purpose(blocks: Iterable[PlannedBlock]) -> list[PlannedBlock]:
-    """Blocks of the first plan, and those of late passes that have a scene which the first plan's block has not."""
-    kept: list[PlannedBlock] = []
-    first: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
-    for planned in blocks:
-        place = planned.block.row0, planned.block.col0
-        own = first.setdefault(place, planned.scenes)
-        if not planned.late or any(set(ids) - set(own.get(year, ())) for year, ids in planned.scenes.items()):
-            kept.append(planned)
-    return kept
+    patches = sum(found.patches.values())
+    return PlannedBlock(found.block, scenes, found.events, found.pixels, patches, covered=found.covered)
 
 
 def fingerprint(value: object) -> str:

@@ -49,7 +49,7 @@ def plan_inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
         exclude={
             "compute": True,
             "schedule": True,
-            "output": {"dir"},
+            "output": {"dir", "store"},
             "imagery": {"read", "cache", "cache_gb", "requester_pays"},
         },
     )

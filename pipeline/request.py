@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pipeline.artifacts import write_json
 from pipeline.blocks import BlockRecord
 from pipeline.config import RunConfig
+from pipeline.costs.clock import Clock
 from pipeline.errors import ConfigError
 
 REQUEST_FILE = "request.json"
@@ -54,7 +55,11 @@ def thread_pool(config: RunConfig) -> Iterator[Pool]:
 
 @dataclass(frozen=True)
 class Request:
-    """A run as asked for: the configuration, which blocks (all by default), and what may be left out."""
+    """A run as asked for: the configuration, which blocks (all by default), and what may be left out.
+
+    `workers` (how many there will be, where the caller knows) and `orchestrator` (see `pipeline.costs.forecast`) are
+    for the forecast, which `clock` holds against what the run took.
+    """
 
     config: RunConfig
     blocks: tuple[str, ...] = ()
@@ -62,6 +67,9 @@ class Request:
     replan: bool = False
     pool: PoolFactory = field(default=thread_pool, compare=False)
     progress: Progress = field(default=lambda _: None, compare=False)
+    workers: int | None = None
+    orchestrator: str = "none"
+    clock: Clock = field(default_factory=Clock, compare=False)
 
     @property
     def work(self) -> Path:
@@ -93,8 +101,15 @@ def remembered(work: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `status` current, published, or partial (only some blocks were asked for), and the counts."""
+    """How a run ended: `status` current, published, or partial (only some blocks were asked for), and the counts.
+
+    `store` is the address that the product was published to, if any. `seconds` and `expected` are what a published run
+    took and what was predicted.
+    """
 
     status: str
     product: Path
     counts: dict[str, Any]
+    store: str = ""
+    seconds: float | None = None
+    expected: float | None = None

@@ -1,8 +1,8 @@
 """Landsat scenes as a torchgeo dataset on the run's grid: reflectance where the ground was seen, NaN elsewhere.
 
-Each scene is warped once, straight onto the run's grid: bands bilinear, QA_PIXEL nearest. A scene that already lies on
-that grid is copied pixel by pixel. torchgeo's own RasterDataset warps foreign zones by nearest neighbour onto a grid of
-its own and merges dates by "first file wins", so the dataset here derives from GeoDataset directly.
+Each scene is resampled once, straight onto the run's grid: bands bilinear, QA_PIXEL nearest. A scene that already lies
+on that grid is copied pixel by pixel. torchgeo's own RasterDataset warps foreign zones by nearest neighbour onto a grid
+of its own and merges dates by "first file wins", so the dataset here derives from GeoDataset directly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 import torch
 from rasterio.errors import RasterioError
@@ -84,10 +83,8 @@ class LandsatScenes(GeoDataset):
         """
         scenes = [scene for scene in self.scenes if only is None or scene.id in only]
         out = np.empty((len(scenes), len(self.bands), height, width), np.float32)
-        # GDAL warps a request larger than a VRT block as one piece of its own, which would tie values to the window
-        with rasterio.Env(GDAL_VRT_WARP_USE_DATASET_RASTERIO="NO"):
-            for image, scene in zip(out, scenes, strict=True):
-                self._read_scene(scene, Window(col0 + MARGIN, row0 + MARGIN, width, height), image)
+        for image, scene in zip(out, scenes, strict=True):
+            self._read_scene(scene, Window(col0 + MARGIN, row0 + MARGIN, width, height), image)
         return out
 
     def _read_scene(self, scene: Scene, window: Window, out: np.ndarray) -> None:
@@ -106,7 +103,7 @@ class LandsatScenes(GeoDataset):
                 layer += np.float32(reader.asset.offset)
         except RasterioError as error:
             raise SceneError(scene.id, f"{band} unreadable: {file_name(scene, band)} ({error})") from error
-        out[:, ~clear] = np.nan
+        np.copyto(out, np.nan, where=~clear)
 
     def close(self) -> None:
         """Close every file."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import run_holder
-from pipeline.blocks import checkpoint_name
 from pipeline.errors import ConfigError
 from pipeline.plan import PLAN_FILE, Plan, product_digest, read_plan
 from pipeline.request import REQUEST_FILE
-from pipeline.steps import LEDGER_FILE
+from pipeline.steps import LEDGER_FILE, finished_blocks, published_record
 
 _SHOWN = 20
 
@@ -65,12 +64,12 @@ def read_status(out: Path) -> Status:
     product = work.with_name(work.name.removesuffix(".work"))
     running, holder = run_holder(work)
     plan = _plan(work)
-    done = _done(work, plan) if plan else set()
+    done = finished_blocks(work, plan) if plan else set()
     ledger = _json(work / LEDGER_FILE)
     failed = {b["block"]: b["reason"] for b in ledger.get("blocks", ()) if b["status"] == "failed"}
     planned = [p.block.id for p in plan.blocks] if plan else []
     failed = {block: failed[block] for block in planned if block in failed and block not in done}
-    record = _json(product / "run.json")
+    record = _published(work, product)
     current = bool(record and plan and record.get("complete") and record.get("digest") == product_digest(plan))
     state = "running" if running else "current" if current else _state(plan, len(done), failed)
     return Status(
@@ -87,10 +86,10 @@ def read_status(out: Path) -> Status:
     )
 
 
-def _done(work: Path, plan: Plan) -> set[str]:
-    states: dict[str, str] = {}
-    names = {planned.block.id: checkpoint_name(plan, planned, states=states) for planned in plan.blocks}
-    return {block for block, name in names.items() if (work / "blocks" / name).exists()}
+def _published(work: Path, product: Path) -> dict[str, Any]:
+    """The record of the product that is published, empty where there is none."""
+    store = str(_json(work / REQUEST_FILE).get("config", {}).get("output", {}).get("store", ""))
+    return published_record(product, store) or {}
 
 
 def _state(plan: Plan | None, done: int, failed: dict[str, str]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +18,20 @@ from pipeline import plan as planning
 from pipeline.artifacts import file_sha256, replace_folder, restore_folder, write_json
 from pipeline.blocks import BlockRecord, BlockTask, checkpoint_name, compute_block, found_block
 from pipeline.config import RunConfig
+from pipeline.costs.forecast import bytes_below, disk_lessons, fetch_lessons, forecast, lessons, setting_of
+from pipeline.costs.speeds import add_run, read_speeds
+from pipeline.costs.work import work_of
 from pipeline.drivers import AWAITING
 from pipeline.errors import ConfigError, IncompleteError, OutputError
+from pipeline.fetch_log import read_fetch_log
 from pipeline.fetching import fetch_scenes
 from pipeline.ledger import Ledger, drive
 from pipeline.plan import PLAN_FILE, Plan, product_digest, state_digest
+from pipeline.plan_scenes import without_scenes
 from pipeline.planner import archive_state, checked_model, make_plan, plan_inputs
 from pipeline.request import Outcome, Request
+from pipeline.stores.checkpoints import CheckpointStore
+from pipeline.stores.products import at_hand, check_store, publish, read_record
 
 if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
@@ -81,21 +89,33 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
     ledger = Ledger()
     missing = []
     states: dict[str, str] = {}
-    for planned in wanted:
-        checkpoint = request.work / "blocks" / checkpoint_name(plan, planned, states=states)
+    names = [checkpoint_name(plan, planned, states=states) for planned in wanted]
+    kept = _checkpoint_store(request, names)
+    for planned, name in zip(wanted, names, strict=True):
+        checkpoint = request.work / "blocks" / name
         if checkpoint.exists():
             ledger.records[planned.block.id] = found_block(checkpoint, planned.block.id)
         else:
             missing.append(planned.block.id)
     if missing:
-        _compute(request, missing, ledger)
+        _compute(request, missing, ledger, kept)
         if ledger.excluded:
             return _without(request, plan, ledger)
     _save_ledger(request, ledger)
     return ledger
 
 
-def _compute(request: Request, blocks: list[str], ledger: Ledger) -> None:
+def _checkpoint_store(request: Request, names: list[str]) -> CheckpointStore | None:
+    """The store that keeps the checkpoints, None where none is named; it and this machine then hold the same ones."""
+    if not request.config.output.store:
+        return None
+    kept, blocks = CheckpointStore(request.config.output.store), request.work / "blocks"
+    kept.pull(names, blocks)
+    kept.push_all(blocks / name for name in names if (blocks / name).is_dir())
+    return kept
+
+
+def _compute(request: Request, blocks: list[str], ledger: Ledger, kept: CheckpointStore | None) -> None:
     """Drive blocks through the request's pool; failures stand in the run's folder as soon as they are known."""
     config = request.config
     _prepare_engine(config)
@@ -111,6 +131,8 @@ def _compute(request: Request, blocks: list[str], ledger: Ledger) -> None:
     def tell(record: BlockRecord) -> None:
         if record.status == "failed":
             _save_ledger(request, ledger)
+        elif kept:
+            kept.push(request.work / "blocks" / record.checkpoint)
         request.progress(record)
 
     try:
@@ -129,7 +151,7 @@ def _sweep(request: Request) -> None:
 def _without(request: Request, plan: Plan, ledger: Ledger) -> Ledger:
     """Take the unreadable scenes out of the frozen plan, put others in their place, and compute what had used them."""
     refused = [planning.refuse(plan.scenes[s], f"unreadable: {reason}") for s, reason in ledger.excluded.items()]
-    thinner = planning.without_scenes(plan, refused, late.settled_blocks(request.work, plan))
+    thinner = without_scenes(plan, refused, late.settled_blocks(request.work, plan))
     thinner.save(request.work)
     if thinner.undecided:
         thinner = fetch_scenes(request, thinner)
@@ -200,16 +222,66 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        write_product(inputs, beside)
+        write_product(inputs, beside, request.clock.record)
         if inputs.run["complete"]:
             late.save_awaiting(
                 request.work, state_digest(planning.read_plan(request.work)), np.flatnonzero(events[AWAITING])
             )
         replace_folder(beside, final)
+        if request.config.output.store:
+            publish(request.config.output.store, final)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(request.work / "merged", ignore_errors=True)
-    return Outcome("published", final, dict(inputs.run["counts"]))  # type: ignore[call-overload]
+    counts = dict(inputs.run["counts"])  # type: ignore[call-overload]
+    return Outcome("published", final, counts, store=request.config.output.store)
+
+
+# ---------------------------------------------------------------------------------------------- what it takes
+
+
+def expect(request: Request, plan: Plan) -> None:
+    """Predict what the run takes from here, and note it on the request's clock; nothing where only blocks are asked."""
+    if request.blocks:
+        return
+    clock, setting = request.clock, setting_of(request.config, plan, request.workers, request.orchestrator)
+    work = work_of(plan, request.config, finished_blocks(request.work, plan))
+    found = forecast(work, setting, read_speeds())
+    # the start is partly over, and what it and the plan took is known
+    over = clock.total() - min(clock.between(), found.stages["start"])
+    stages = {**found.stages, "plan": clock.spent("plan_run").wall}
+    clock.work = work
+    clock.forecast = dataclasses.replace(
+        found, seconds=over + found.seconds, low=over + found.low, high=over + found.high, stages=stages
+    )
+
+
+def finished_blocks(work: Path, plan: Plan) -> set[str]:
+    """Blocks of a plan that have their checkpoint; none while scenes are still to be chosen."""
+    if plan.undecided:
+        return set()
+    states: dict[str, str] = {}
+    names = {planned.block.id: checkpoint_name(plan, planned, states=states) for planned in plan.blocks}
+    return {block for block, name in names.items() if (work / "blocks" / name).exists()}
+
+
+def learn(request: Request, ledger: Ledger, outcome: Outcome) -> Outcome:
+    """Add what the run took to the speeds of this machine; gives the outcome with the seconds, taken and expected."""
+    clock, config = request.clock, request.config
+    seconds = clock.total()
+    if clock.work is None or clock.forecast is None:
+        return outcome
+    plan = planning.read_plan(request.work)
+    setting = setting_of(config, plan, request.workers, request.orchestrator)
+    work = dataclasses.replace(clock.work, blocks=work_of(plan, config).blocks)
+    fetched = int(read_fetch_log(request.work).get("total", {}).get("bytes", 0)) if work.fetch_bytes else 0
+    found = {
+        **lessons(work, setting, clock, ledger.records.values()),
+        **fetch_lessons(work, clock, fetched),
+        **disk_lessons(work, bytes_below(request.work, config.output.dir)),
+    }
+    add_run(found)
+    return dataclasses.replace(outcome, seconds=seconds, expected=clock.forecast.seconds)
 
 
 # ---------------------------------------------------------------------------------------------- rerun
@@ -217,13 +289,20 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
 
 def current(request: Request, plan: Plan) -> Outcome | None:
     """The outcome of an earlier run if its product is whole and nothing has changed since."""
-    record = request.config.output.dir / "run.json"
-    if not record.is_file():
+    output = request.config.output
+    run = published_record(output.dir, output.store)
+    if run is None or run.get("digest") != product_digest(plan) or not run.get("complete"):
         return None
-    run = json.loads(record.read_text(encoding="utf-8"))
-    if run.get("digest") != product_digest(plan) or not run.get("complete"):
-        return None
-    return Outcome("current", request.config.output.dir, run["counts"])
+    product = at_hand(Path(output.store)) if output.store else output.dir
+    return Outcome("current", product, run["counts"], store=output.store)
+
+
+def published_record(product: Path, store: str) -> dict[str, Any] | None:
+    """The record of the product that is published: in the store where there is one, else in the folder."""
+    if store:
+        return read_record(store)
+    path = product / "run.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def partial(request: Request, ledger: Ledger) -> Outcome:
@@ -236,9 +315,11 @@ def check_output(config: RunConfig) -> None:
     """Refuse an output folder that holds files of someone else, or a place that cannot be written.
 
     Raises:
-        OutputError: naming the folder.
+        OutputError: naming the folder, or the store.
     """
     folder = config.output.dir
+    if config.output.store:
+        check_store(config.output.store)
     restore_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output.dir {folder}: is a file; name a folder")

@@ -25,7 +25,6 @@ import shapely
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from pipeline import plan as planning
 from pipeline.alerts import day_number
 from pipeline.candidates import cloudiness, footprint, wrs_place
 from pipeline.catalog.scene import QA_PIXEL, Refusal, Scene
@@ -35,6 +34,7 @@ from pipeline.errors import SceneError
 from pipeline.grid import RunGrid, reproject
 from pipeline.gridded import MARGIN, QA_FILL, BandOnGrid, clear_mask, file_name, readable_window
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, Plan
+from pipeline.plan_scenes import with_chosen, without_scenes
 
 Bring = Callable[[Scene, str], Scene]
 """Brings one band of a scene to this machine: the scene with local files; raises SceneError."""
@@ -133,11 +133,11 @@ def decide(plan: Plan, work: Path, imagery: Imagery, bring: Bring, settled: Coll
                     f"{_named(place, year)}{choice.missed} loss pixels are clear only in scenes beyond "
                     f"imagery.max_scenes {imagery.max_scenes}; raise it to see them"
                 )
-    thinner = planning.without_scenes(plan, lost, settled) if lost else plan
+    thinner = without_scenes(plan, lost, settled) if lost else plan
     final = {year: tuple(sorted(ids)) for year, ids in chosen.items()}
     used = {key for ids in final.values() for key in ids}
     refused = [refuse(known[key], reason) for key, (_, reason) in told.items() if key not in used]
-    return planning.with_chosen(thinner, final, refused, warnings, settled)
+    return with_chosen(thinner, final, refused, warnings, settled)
 
 
 def _named(place: str, year: int) -> str:
@@ -318,11 +318,7 @@ def look_at(scene: Scene, plan: Plan, windows: Sequence[LossWindow], bring: Brin
     near = bring(scene, band)
     parts = [np.zeros(0, np.uint16)]
     try:
-        # GDAL warps a request larger than a VRT block as one piece of its own, which would tie values to the window
-        with (
-            rasterio.Env(GDAL_VRT_WARP_USE_DATASET_RASTERIO="NO"),
-            BandOnGrid(near, band, readable_window(plan.grid)) as file,
-        ):
+        with BandOnGrid(near, band, readable_window(plan.grid)) as file:
             for part in windows:
                 row, col, height, width = part.place
                 values = file.read(Window(col + MARGIN, row + MARGIN, width, height))

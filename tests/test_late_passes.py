@@ -10,7 +10,8 @@ from pipeline.catalog.scene import Asset, Scene
 from pipeline.grid import Block, RunGrid
 from pipeline.late import choose_late, files_changed, forgotten, read_awaiting, save_awaiting, worth_retrying
 from pipeline.lattice import PatchLayout
-from pipeline.plan import Plan, PlannedBlock, files_of, product_digest, without_scenes
+from pipeline.plan import Plan, PlannedBlock, files_of, product_digest
+from pipeline.plan_scenes import without_scenes
 
 GRID = RunGrid("EPSG:32647", 30.0, 600_015.0, 100_005.0, 200, 300, 64)
 

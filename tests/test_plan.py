@@ -30,9 +30,8 @@ from pipeline.plan import (
     outline,
     plan_block,
     read_plan,
-    with_chosen,
-    without_scenes,
 )
+from pipeline.plan_scenes import with_chosen, without_scenes
 
 GRID = RunGrid("EPSG:32647", 30, 720_015, 90_015, 200, 300, 64)
 LAYOUT = PatchLayout("grid", 32, 16)
@@ -276,14 +275,13 @@ def test_blocks_whose_answers_stand_keep_their_scenes():
     assert sorted(after.scenes) == ["a", "b", "spare"]
 
 
-def test_counts_add_up_and_more_workers_take_less_time():
-    one, four = example().counts(1), example().counts(4)
+def test_counts_add_up():
+    one = example().counts()
     assert (one["events"], one["blocks"], one["patches"], one["scenes"], one["scenes_refused"]) == (3, 2, 8, 3, 2)
     assert one["scenes_before"] == 1  # the other one is used anyway
     assert one["megapixels"] == pytest.approx(8 * 32 * 32 / 1e6, abs=0.05)
     margin = 64 + 2 * (32 - 16)
     assert one["bytes"] == 2 * 3 * (margin * margin) * 2 * 3  # blocks, scene reads, pixels, bytes, bands with QA
-    assert four["seconds"] <= one["seconds"]
 
 
 def test_a_fingerprint_changes_with_what_it_is_made_of():

@@ -197,9 +197,9 @@ def test_scenes_are_taken_by_their_clouds_over_the_loss(many, tiny_model, tmp_pa
 def test_the_plan_before_the_choice_gives_upper_bounds(many, tiny_model, tmp_path):
     config = load_config(write_config(tmp_path, many, tiny_model, **ONE_YEAR, imagery__max_scenes=2))
     plan = plan_run(Request(config))
-    before = plan.counts(1)
+    before = plan.counts()
     assert (before["scenes"], before["scenes_candidates"]) == (2, 5)
-    after = fetch_scenes(Request(config), plan).counts(1)
+    after = fetch_scenes(Request(config), plan).counts()
     assert (after["scenes"], after["scenes_candidates"]) == (2, 5)
     assert after["bytes"] == before["bytes"]
 

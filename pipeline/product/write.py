@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rasterio
 
@@ -62,10 +63,11 @@ class ProductInputs:
     chips: tuple[ChipPair, ...] = ()
 
 
-def write_product(inputs: ProductInputs, folder: Path) -> None:
+def write_product(inputs: ProductInputs, folder: Path, timings: Callable[[], dict[str, Any]] = dict) -> None:
     """Write all files of a product into an existing empty `folder`; equal inputs give equal bytes.
 
-    Every file is flushed, read back and compared; `run.json` comes last, so it is there if and only if all is.
+    Every file is flushed, read back and compared; `run.json` comes last, so it is there if and only if all is. What
+    `timings` says at that moment goes into the record's timings.
 
     Raises:
         ProductError: the folder is not empty, a column is missing, or a file could not be written whole.
@@ -89,7 +91,8 @@ def write_product(inputs: ProductInputs, folder: Path) -> None:
     write_report(folder / record.REPORT_FILE, inputs, record.stable(run))
     item = make_item(folder, inputs.card, inputs.years, frames, run)
     write_stac(folder, item, make_collection(folder, inputs.card, item, run))
-    record.write_run(folder, run)
+    known = run.get(record.TIMINGS)
+    record.write_run(folder, {**run, record.TIMINGS: {**(known if isinstance(known, dict) else {}), **timings()}})
 
 
 def _record(inputs: ProductInputs) -> dict[str, object]:

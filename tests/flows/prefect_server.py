@@ -47,6 +47,16 @@ class Prefect:
     url: str
     environment: dict[str, str]
     client: httpx.Client
+    server: subprocess.Popen[bytes]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End the server as a power cut does."""
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
 
     def deployment(self, name: str) -> dict[str, Any]:
         answer = self.client.get(f"/deployments/name/{name}")
@@ -81,7 +91,7 @@ class Prefect:
 @contextmanager
 def process(arguments: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process and all it starts, ended with SIGTERM, at last with SIGKILL."""
-    with log.open("wb") as out:
+    with log.open("ab") as out:
         child = subprocess.Popen(
             arguments, cwd=ROOT, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -99,10 +109,12 @@ def process(arguments: list[str], log: Path, environment: dict[str, str]) -> Ite
 
 
 @contextmanager
-def prefect_server(folder: Path, database: str = "", services: bool = True, **extra: str) -> Iterator[Prefect]:
+def prefect_server(
+    folder: Path, database: str = "", services: bool = True, port: int = 0, **extra: str
+) -> Iterator[Prefect]:
     """A server with its home below `folder`; `database` is an address for SQLAlchemy, SQLite by default."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {
         "PREFECT_HOME": str(folder / "home"), "PREFECT_API_URL": f"{url}/api", "PREFECT_UI_API_URL": f"{url}/api",
@@ -114,9 +126,9 @@ def prefect_server(folder: Path, database: str = "", services: bool = True, **ex
         environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
     arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     arguments += [] if services else ["--no-services"]
-    with process(arguments, folder / "server.log", environment), _client(f"{url}/api") as client:
+    with process(arguments, folder / "server.log", environment) as server, _client(f"{url}/api") as client:
         until("Prefect server", 300, lambda: _answers(client))
-        yield Prefect(url, environment, client)
+        yield Prefect(url, environment, client, server)
 
 
 class Patient(httpx.HTTPTransport):
@@ -178,18 +190,8 @@ def postgres(folder: Path) -> Iterator[str]:
         data = folder / "data"
         first = [*user, str(binaries / "initdb"), "-D", str(data), "-U", "prefect", "--auth=trust", "--no-sync"]
         subprocess.run(first, check=True, capture_output=True)
-        start = [
-            *user,
-            str(binaries / "postgres"),
-            "-D",
-            str(data),
-            "-p",
-            str(port),
-            "-h",
-            "127.0.0.1",
-            "-k",
-            str(folder),
-        ]
+        start = [*user, str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1"]
+        start += ["-k", str(folder)]
         log = folder.with_name(folder.name + ".log")
         child = stack.enter_context(process(start, log, {}))
         ready = [str(binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]

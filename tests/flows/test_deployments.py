@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import time
 import uuid
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from prefect import flow_engine
+from prefect._internal import observers
 from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import load_flow_from_entrypoint
+from prefect.runner import _scheduled_run_poller
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from run_samples import ROOT, run, write_config
 
-from flows import deployments
+from flows import deployments, outages
 from flows.artifacts import Board, Progress, both
 from flows.fanout import clearcause_regions
 from flows.pages import Origin, failure_page, rollup_page, summary_page
@@ -60,6 +65,7 @@ def test_a_region_is_deployed_as_its_configuration_says(world, tiny_model, tmp_p
     assert asked["years"]["items"] == {"type": "integer", "minimum": 2001, "maximum": 2255}
     assert asked["tiling"]["enum"] == ["as configured", "grid", "events"]
     assert all(told["description"] for told in asked.values())
+    assert made._parameter_openapi_schema.model_dump(exclude_unset=True)["propertyNames"] == {"enum": list(asked)}
 
 
 def test_without_a_cron_a_region_runs_on_demand_and_its_second_run_waits(world, tiny_model, tmp_path):
@@ -112,6 +118,45 @@ def test_a_bad_schedule_is_refused_in_one_line(world, tiny_model, tmp_path, sche
     with pytest.raises(ConfigError, match=said) as caught:
         deployments.region_deployment(config_of(tmp_path, world, tiny_model, **schedule))
     assert "\n" not in str(caught.value)
+
+
+def test_without_its_server_a_run_keeps_its_lease_and_goes_on(gone):
+    assert flow_engine.maintain_concurrency_lease is outages.keep_lease
+    with outages.keep_lease(uuid.uuid4(), 0.2, raise_on_lease_renewal_failure=True):
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            time.sleep(0.05)  # in steps: what ends a run comes between two of them
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectError("away"), httpx.ReadTimeout("slow"), 500, 503])
+def test_polling_outlives_any_number_of_failures(fault):
+    assert {vars(module)["critical_service_loop"] for module in (_scheduled_run_poller, observers)} == {
+        outages.keep_polling
+    }
+    seen = []
+
+    async def look():
+        seen.append(1)
+        if len(seen) < 20:
+            raise fault if isinstance(fault, httpx.HTTPError) else refusal(fault)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(outages.keep_polling(look, 0.001, jitter_range=0.3))
+    assert len(seen) == 20
+
+
+def test_polling_ends_where_the_server_refuses_us():
+    async def look():
+        raise refusal(401)
+
+    with pytest.raises(httpx.HTTPStatusError):
+        asyncio.run(outages.keep_polling(look, 0.001))
+
+
+def refusal(code):
+    request = httpx.Request("POST", NOBODY)
+    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(code, request=request))
 
 
 @pytest.mark.parametrize(("url", "said"), [(NOBODY, "no server answers"), ("", "PREFECT_API_URL is not set")])

@@ -233,14 +233,19 @@ def test_workers_of_a_scheduler_are_checked_at_the_start_and_when_they_join(clus
     asked = config(cluster.address)
     with pytest.raises(ConfigError, match=r"worker tcp://127.0.0.1:\d+ has 600 MiB a thread"), open_pool(asked):
         pass
-    cluster.processes.pop("small").terminate()
+    cluster.processes["small"].terminate()
+    cluster.processes["small"].wait(60)
     cluster.worker("good", "--memory-limit", "3GiB")
     work = asked.work
+    # another package of that name hides ours, which may be installed here
+    other = cluster.folder / "other" / "flows"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
     with caplog.at_level("WARNING", "clearcause"), open_pool(asked) as pool:
         assert pool.slots() == 1
         # one without the right memory, one that cannot load this program, one that will do
         cluster.worker("small", "--memory-limit", "600MiB")
-        cluster.worker("bare", "--memory-limit", "3GiB", PYTHONPATH="/nowhere")
+        cluster.worker("bare", "--memory-limit", "3GiB", PYTHONPATH=str(other.parent))
         cluster.worker("late", "--memory-limit", "3GiB")
         deadline = time.monotonic() + 240
         while pool.slots() < 2 or len(caplog.records) < 2:
