@@ -2,8 +2,9 @@
 
 Runs of the demo at a small size (a simulated province of 160 pixels, the shipped model, 8 blocks of 64 pixels), by
 Prefect, on a Dask scheduler with two workers. What was killed is started again at once, as a service manager does;
-Prefect's server in half of the cases only after the run. After a rerun the product is the undisturbed one's to the byte, but for times. CLEARCAUSE_CHAOS=100 runs seeds 0
-to 99, CLEARCAUSE_CHAOS=40-60 some of them; each says in a line where it struck.
+Prefect's server in half of the cases only after the run. After a rerun the product is the undisturbed one's to the
+byte, but for times. CLEARCAUSE_CHAOS=100 runs seeds 0 to 99, CLEARCAUSE_CHAOS=40-60 some of them; each says in a line
+where it struck.
 """
 
 from __future__ import annotations
