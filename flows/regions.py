@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from flows.periods import Period, held
 from flows.runtime import open_pool, worker_count
 from pipeline import steps
 from pipeline.config import RunConfig, load_config
-from pipeline.errors import ClearcauseError
+from pipeline.errors import ClearcauseError, ConfigError
 from pipeline.graph import run_region
 from pipeline.plan import Plan
 from pipeline.request import Outcome, Request
@@ -74,13 +75,20 @@ def run_name(config: RunConfig) -> str:
 
 
 def run_request(request: Request, name: str) -> Any:
-    """Run a request of the program as a Prefect flow; the run's name says region and years."""
+    """Run a request of the program as a Prefect flow; the run's name says region and years.
+
+    Raises:
+        ConfigError: there is no Prefect server to begin with.
+        ClearcauseError: see `pipeline.graph.run_region`.
+    """
     origin = Origin(("clearcause", *sys.argv[1:]), takes_blocks=sys.argv[1:2] == ["run"])
     outcome: Outcome | None = None
+    begun = False
 
     @flow(name="region", flow_run_name=name, validate_parameters=False, persist_result=False)
     def region() -> Any:
-        nonlocal outcome
+        nonlocal outcome, begun
+        begun = True
         board = Board(request.config.region.name, runtime.flow_run.id)
         with last_page(board, patience=0) as say:
             outcome = _watched(request, origin, board, say)
@@ -91,6 +99,12 @@ def run_request(request: Request, name: str) -> Any:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
             return region()
     except API_FAULTS as error:
+        if not begun:
+            # the address may hold a password
+            which = "the server of PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "its temporary server"
+            raise ConfigError(
+                f"Prefect: {which} does not answer ({type(error).__name__}); start it, or run with --no-prefect"
+            ) from error
         if outcome is None:
             raise
         _log.warning("the product is whole, but Prefect's server could not be told: %s", error)

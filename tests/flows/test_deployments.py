@@ -25,14 +25,14 @@ from flows.artifacts import Board, Progress, both
 from flows.fanout import clearcause_regions
 from flows.pages import Origin, failure_page, rollup_page, summary_page
 from flows.periods import Period, held
-from flows.regions import clearcause_region, with_variant
+from flows.regions import clearcause_region, run_request, with_variant
 from pipeline.assemble import _public
 from pipeline.blocks import BlockRecord
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.models.store import load_package
 from pipeline.planner import plan_inputs
-from pipeline.request import Outcome
+from pipeline.request import Outcome, Request
 from pipeline.rollup import Part, roll_up
 from pipeline.steps import LEDGER_FILE
 
@@ -298,6 +298,15 @@ def test_the_page_of_many_regions(reference, tmp_path):
 def gone():
     with temporary_settings({PREFECT_API_URL: NOBODY}):
         yield
+
+
+def test_a_run_that_finds_no_server_says_so(gone, monkeypatch, tmp_path, world, tiny_model):
+    monkeypatch.setenv("PREFECT_API_URL", "http://keeper:secret@127.0.0.1:9/api")
+    request = Request(load_config(write_config(tmp_path, world, tiny_model)))
+    with pytest.raises(ConfigError, match=r"^Prefect: .* PREFECT_API_URL does not answer .*; start it") as caught:
+        run_request(request, "riau 2021")
+    assert "secret" not in str(caught.value)
+    assert not request.work.exists(), "nothing was begun"
 
 
 class Heard(Board):
