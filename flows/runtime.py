@@ -8,6 +8,7 @@ ports run whatever they are sent, so a scheduler that others can reach needs TLS
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 import uuid
@@ -28,6 +29,8 @@ __all__ = ["open_pool", "worker_count"]
 
 _LOOK = 2.0
 """Seconds between two looks at the workers."""
+_UNLOADED = re.compile(r"(ModuleNotFound|Import|Attribute)Error\b")
+"""How Dask words an error of loading that it could not send as it was."""
 _PATIENCE = {"slurm": 24 * 3600.0, "kubernetes": 3600.0}
 _USUAL_PATIENCE = 300.0
 """Seconds without any worker, or without the scheduler, after which a run gives up; jobs may queue for longer."""
@@ -264,10 +267,11 @@ class _Workers:
         self._gpu = self._gpu or any(worker.get("resources", {}).get(GPU) for worker in info.values())
         said = {}
         for address, answer in answers.items():
-            if isinstance(answer, ImportError | AttributeError):
-                said[address] = f"cannot load this program ({answer}): install the same clearcause there"
+            text = " ".join(str(answer).split())
+            unloaded = type(answer) is Exception and _UNLOADED.match(text)
+            if unloaded or isinstance(answer, ImportError | AttributeError):
+                said[address] = f"cannot load this program ({text}): install the same clearcause there"
             elif isinstance(answer, Exception) and not isinstance(answer, OSError):
-                text = " ".join(str(answer).split())
                 said[address] = f"cannot be checked ({type(answer).__name__}: {text}): see its log"
             elif isinstance(answer, str):
                 said[address] = answer
