@@ -254,7 +254,7 @@ def flow_over(config: RunConfig, plan: Plan) -> tuple[Outcome, float, float]:
     outcome: Outcome = regions.run_request(request, "bench")
     seconds = time.perf_counter() - started
     # while the server is there
-    APILogHandler.flush()
+    APILogHandler().flush()
     return outcome, seconds, ends[-1] - ends[0] if ends else 0.0
 
 
