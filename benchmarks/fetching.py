@@ -31,10 +31,10 @@ from pipeline.catalog import windows
 from pipeline.catalog.fetch import Fetcher
 from pipeline.catalog.scene import Asset
 from pipeline.demo import ROOT, write_province
-from pipeline.grid import Block, RunGrid
+from pipeline.grid import RunGrid
 from pipeline.imagery import list_reads
-from pipeline.lattice import PatchLayout, lattice_window
-from pipeline.patches import CompositeDataset, lay_patches
+from pipeline.lattice import PatchLayout, listed, meeting, touching
+from pipeline.patches import draw_patches
 from pipeline.simulate import ProvinceParams
 
 LAYOUT = PatchLayout()
@@ -150,16 +150,13 @@ def windows_of(grid: RunGrid, share: float, seed: int) -> _Windows:
     )
     loss = (field_ > np.quantile(field_, 1 - share)).astype(np.int32)
     found: _Windows = {}
+    drawn = draw_patches(LAYOUT, grid, np.zeros((0, 4), np.int64))
     for block in grid.blocks():
         labels = loss[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
         if labels.any():
-            found[block.id] = [read.window for read in list_reads([_patches(grid, block, labels)], block, LAYOUT)]
+            patches = listed(touching(meeting(drawn, LAYOUT.size, block), LAYOUT.size, block, labels))
+            found[block.id] = [read.window for read in list_reads([patches], block, LAYOUT)]
     return found
-
-
-def _patches(grid: RunGrid, block: Block, labels: np.ndarray) -> list[object]:
-    place = CompositeDataset(np.zeros((0, 0, 0), np.float32), grid.window(*lattice_window(block, LAYOUT)))
-    return list(lay_patches(place, LAYOUT, grid, block, labels, {}))
 
 
 def through_gdal(hrefs: list[str], reads: _Windows, settings: dict[str, str]) -> None:

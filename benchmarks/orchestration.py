@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -33,7 +32,7 @@ from pathlib import Path
 from flows.runtime import open_pool
 from pipeline import graph, steps
 from pipeline.artifacts import committed_folder, write_json
-from pipeline.blocks import META, BlockRecord, BlockTask
+from pipeline.blocks import META, BlockRecord, BlockTask, peak_rss_mb
 from pipeline.catalog.scene import Asset, Scene
 from pipeline.config import RunConfig, parse_config
 from pipeline.demo import ROOT
@@ -51,11 +50,6 @@ NAMES = "names.json"
 def nothing(task: BlockTask) -> BlockRecord:
     """A block that is done at once."""
     return BlockRecord(task.block, "done", task.block)
-
-
-def peak_mb() -> int:
-    """Peak resident memory of this process in MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def invented_plan(blocks: int, work: Path) -> Plan:
@@ -106,13 +100,13 @@ def measure_blocks(folder: Path, blocks: int, workers: int) -> dict[str, object]
     tasks = [BlockTask(config.work, "", f"b{k:06}", config.model) for k in range(blocks)]
     opened = time.perf_counter()
     with open_pool(config) as pool:
-        before, started = peak_mb(), time.perf_counter()
+        before, started = peak_rss_mb(), time.perf_counter()
         ledger = drive(tasks, nothing, pool)
         seconds = time.perf_counter() - started
     return {
         "blocks": len(ledger.records), "workers": config.compute.workers, "start_s": round(started - opened, 1),
         "seconds": round(seconds, 1), "ms_a_block": round(1000 * seconds / blocks, 2),
-        "client_and_scheduler_peak_mb": peak_mb(), "before_mb": before,
+        "client_and_scheduler_peak_mb": peak_rss_mb(), "before_mb": before,
     }  # fmt: skip
 
 
@@ -133,7 +127,7 @@ def measure_plan(folder: Path, blocks: int, workers: int) -> dict[str, object]:
         "planned_blocks": len(plan.blocks), "scenes": len(plan.scenes),
         "plan_mb": round((config.work / PLAN_FILE).stat().st_size / 1e6, 1), "write_s": round(wrote - started, 1),
         "read_s": round(read - wrote, 1), "ms_a_checkpoint_name": round((named - read) * 1000 / 200, 2),
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_rss_mb(),
     }  # fmt: skip
 
 
@@ -212,10 +206,10 @@ def measure_flow(folder: Path, blocks: int, workers: int) -> dict[str, object]:
         wait_for_prefect(os.environ["PREFECT_API_URL"])
         config = config_of(folder, workers, address)
         plan = invented_plan(blocks, config.work)
-        before = peak_mb()
+        before = peak_rss_mb()
         first, seconds, apart = flow_over(config, plan)
         peaks = {f"{name}_peak_mb": peak_of(process) for name, process in started.items() if name != "workers"}
-        peaks = {"flow_before_mb": before, "flow_peak_mb": peak_mb(), **peaks}
+        peaks = {"flow_before_mb": before, "flow_peak_mb": peak_rss_mb(), **peaks}
         second, again, _ = flow_over(config, plan)
     assert first.counts == second.counts == {"blocks": blocks, "computed": blocks}
     return {

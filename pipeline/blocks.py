@@ -31,9 +31,10 @@ from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
 from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites, list_reads
 from pipeline.labels import NO_DATA
-from pipeline.lattice import Patch, lattice_window
+from pipeline.lattice import lattice_window, listed, touching
 from pipeline.models.calibration import calibrated
-from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_plan
+from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_patches, read_plan
+from pipeline.predict import predict_loss
 
 RASTERS, SUMS, IMAGES, META = "rasters.npz", "sums.parquet", "images.parquet", "block.json"
 
@@ -110,7 +111,7 @@ def checkpoint_name(
 
 
 @lru_cache(maxsize=1)
-def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray, np.ndarray]:
+def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray]:
     """Plan, and what `_event_rows` says, once per process and plan; `wanted` is the plan file's digest."""
     if file_sha256(work / PLAN_FILE) != wanted:
         raise BlockError(f"{work / PLAN_FILE} is not the plan this run was started with; run again")
@@ -118,12 +119,10 @@ def _opened(work: Path, wanted: str) -> tuple[Plan, np.ndarray, np.ndarray, np.n
     return plan, *_event_rows(work)
 
 
-def _event_rows(work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loss year, bounds and last day of the loss (days since 1970-01-01, 0 = not known) by event row."""
-    sides = ("row0", "col0", "row1", "col1")
-    table = pq.read_table(work / EVENTS_FILE, columns=["loss_year", "last_day", *sides])
-    bounds = np.stack([table.column(name).to_numpy() for name in sides], axis=1)
-    return table.column("loss_year").to_numpy(), bounds, table.column("last_day").to_numpy()
+def _event_rows(work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Loss year and last day of the loss (days since 1970-01-01, 0 = not known) by event row."""
+    table = pq.read_table(work / EVENTS_FILE, columns=["loss_year", "last_day"])
+    return table.column("loss_year").to_numpy(), table.column("last_day").to_numpy()
 
 
 def compute_block(task: BlockTask) -> BlockRecord:
@@ -149,7 +148,7 @@ def compute_block(task: BlockTask) -> BlockRecord:
         _write(folder, planned.block, parts)
         seconds, device = time.perf_counter() - started, str(getattr(model.segmenter, "device", ""))
         record = BlockRecord(
-            task.block, "done", name, "", seconds, model.seconds, _peak_rss_mb(), device=device,
+            task.block, "done", name, "", seconds, model.seconds, peak_rss_mb(), device=device,
             open_seconds=opened, cpu_seconds=time.process_time() - busy, open_cpu_seconds=opened_cpu,
             forward_cpu_seconds=model.cpu_seconds,
         )  # fmt: skip
@@ -177,7 +176,16 @@ class _Timed:
         return np.asarray(result)
 
 
-def _peak_rss_mb() -> int:
+def peak_rss_mb() -> int:
+    """Peak resident memory of this process in MB.
+
+    On Linux from the kernel's own record of the process: what `getrusage` tells of a process that was started by a
+    larger one is the size of that one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / 1024 if sys.platform != "darwin" else peak / 1024**2)
 
@@ -189,20 +197,19 @@ def _read_labels(work: Path, block: Block) -> np.ndarray:
 
 def _predict_block(task: BlockTask, plan: Plan, planned: PlannedBlock, model: _Timed) -> list[YearSums]:
     """All loss years of a block, a few at a time."""
-    _, year_of, bounds, last = _opened(task.work, task.plan)
+    _, year_of, last = _opened(task.work, task.plan)
+    drawn = read_patches(task.work, planned)
     parts = []
     for lost in _grouped(task.work, planned, year_of):
         group = []
         for year, loss in lost.items():
             scenes = [plan.scenes[s] for s in planned.scenes[year] if s not in task.excluded]
-            image = _year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], bounds)
+            image = _year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], drawn)
             image.since = _since(task.work, plan, planned.block, np.where(year_of == year, last, 0))
             group.append(image)
         fill_composites(group, planned.block, plan.grid, plan.layout, plan.bands)
-        parts += [
-            _predict_year(plan, planned.block, year, bounds, model, task.batch or _patches_at_once(model))
-            for year in group
-        ]
+        batch = task.batch or _patches_at_once(model)
+        parts += [_predict_year(plan, planned.block, year, drawn, model, batch) for year in group]
     return parts
 
 
@@ -239,10 +246,11 @@ def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[t
 
     The windows hold for every choice of scenes: with fewer of them less is read, never more.
     """
-    year_of, bounds, _ = _event_rows(work)
+    year_of, _ = _event_rows(work)
+    drawn, size = read_patches(work, planned), plan.layout.size
     found = []
     for lost in _grouped(work, planned, year_of):
-        group = [_lay(plan, planned.block, loss, bounds) for loss in lost.values()]
+        group = [listed(touching(drawn, size, planned.block, loss)) for loss in lost.values()]
         reads = list_reads(group, planned.block, plan.layout)
         found += [(read.window, {year for k, year in enumerate(lost) if k in read.years}) for read in reads]
     return found
@@ -255,44 +263,23 @@ def _patches_at_once(model: _Timed) -> int:
     return 1 if getattr(model.segmenter, "batch", 1) == 1 else MOST_PATCHES
 
 
-def _dataset(plan: Plan, block: Block, image: np.ndarray) -> Any:
-    from pipeline.patches import CompositeDataset
-
-    return CompositeDataset(image, plan.grid.window(*lattice_window(block, plan.layout)))
-
-
-def _lay(plan: Plan, block: Block, loss: np.ndarray, bounds: np.ndarray) -> list[Patch]:
-    """The patches of a block that touch `loss`."""
-    from pipeline.patches import lay_patches
-
-    if not loss.any():
-        return []
-    extents = {int(k): bounds[k - 1] for k in np.unique(loss) if k}
-    # samplers look at the place of an image alone
-    place = _dataset(plan, block, np.zeros((0, 0, 0), np.float32))
-    return lay_patches(place, plan.layout, plan.grid, block, loss, extents)
-
-
-def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], bounds: np.ndarray) -> YearImage:
-    """A loss year with an empty image and the patches that touch its loss."""
+def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], drawn: np.ndarray) -> YearImage:
+    """A loss year with an empty image and those of the block's patches that touch its loss."""
     image = np.full((len(plan.bands), *lattice_window(block, plan.layout)[2:]), np.nan, np.float32)
-    return YearImage(loss, scenes, _lay(plan, block, loss, bounds), image)
+    return YearImage(loss, scenes, listed(touching(drawn, plan.layout.size, block, loss)), image)
 
 
 def _predict_year(
-    plan: Plan, block: Block, year: YearImage, bounds: np.ndarray, model: _Timed, batch: int
+    plan: Plan, block: Block, year: YearImage, drawn: np.ndarray, model: _Timed, batch: int
 ) -> YearSums:  # fmt: skip
     """Composite of one loss year to classes of its loss pixels and sums of its events."""
-    from pipeline.predict import predict_loss
-
     row0, col0, _, _ = lattice_window(block, plan.layout)
     rows = slice(block.row0 - row0, block.row0 - row0 + block.height)
     cols = slice(block.col0 - col0, block.col0 - col0 + block.width)
     clear = np.where(np.isnan(year.image[0, rows, cols]), 0, year.loss)
     # patches without a clear loss pixel say nothing that is kept
-    patches = _lay(plan, block, clear, bounds)
-    dataset = _dataset(plan, block, year.image)
-    logits = predict_loss(dataset, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
+    patches = listed(touching(drawn, plan.layout.size, block, clear))
+    logits = predict_loss(year.image, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
     images = [(event, scene, count) for (event, scene), count in sorted(year.seen.items())]
     return _sum_year(year.loss, clear, logits, images, model.card)
 

@@ -61,6 +61,17 @@ class RunGrid:
         affine = Affine(r, 0.0, self.x0 + col0 * r, 0.0, -r, self.y0 - row0 * r)
         return GeoBox((height, width), affine, self.crs)
 
+    def slices(self, row0: int, col0: int, height: int, width: int) -> tuple[slice, slice]:
+        """Return the coordinates (x, y) of a window, as torchgeo asks for it; `pixels` undoes it."""
+        west, south, east, north = self.window(row0, col0, height, width).boundingbox.bbox
+        return slice(west, east), slice(south, north)
+
+    def pixels(self, x: slice, y: slice) -> tuple[int, int, int, int]:
+        """First row and column, last + 1 row and column, of pixel-aligned slices of coordinates of its CRS."""
+        r = self.resolution
+        row0, row1 = round((self.y0 - y.stop) / r), round((self.y0 - y.start) / r)
+        return row0, round((x.start - self.x0) / r), row1, round((x.stop - self.x0) / r)
+
     def blocks(self) -> Iterator[Block]:
         """Yield all blocks in row-major order; those of the last row and column are cut at the grid's edge."""
         for i, row0 in enumerate(range(0, self.height, self.block)):

@@ -16,6 +16,7 @@ from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
 from pipeline.grid import Block, RunGrid
 from pipeline.lattice import Patch, PatchLayout, lattice_window
+from pipeline.stack import SceneStack
 
 YEARS_AT_ONCE = 3
 """Composites held at once; with the default block each takes 160 MB."""
@@ -77,19 +78,17 @@ def fill_composites(
     Raises:
         SceneError: a scene cannot be read.
     """
-    from pipeline.scenes import LandsatScenes
-
     scenes = sorted({s.id: s for year in years if year.patches for s in year.scenes}.values(), key=lambda s: s.id)
     row0, col0, _, _ = lattice_window(block, layout)
     # with several threads GDAL serves a tile that it failed to read when it is asked for it a second time
     limits = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_NUM_THREADS="1")
-    with limits, LandsatScenes(scenes, grid, bands) as dataset:
+    with limits, SceneStack(scenes, grid, bands) as files:
         for read in list_reads([year.patches if year.scenes else () for year in years], block, layout):
             top, left, h, w = read.window
             needed = [years[k] for k in read.years]
             wanted = {s.id for year in needed for s in year.scenes}
             at = {s.id: k for k, s in enumerate(s for s in scenes if s.id in wanted)}
-            stack = dataset.read(top, left, h, w, wanted)
+            stack = files.read(top, left, h, w, wanted)
             for year in needed:
                 chosen = stack[[at[s.id] for s in year.scenes]]
                 inside = slice(top - row0, top - row0 + h), slice(left - col0, left - col0 + w)

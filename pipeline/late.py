@@ -143,7 +143,8 @@ def _late_blocks(
             labels[~np.isin(labels, rows[near] + 1)] = 0
             if not labels.any():
                 continue
-            part = planning.find_block(block, labels, years, plan.layout)
+            drawn = planning.read_patches(work, planned)
+            part = planning.find_block(block, labels, years, plan.layout.size, drawn)
             late = planning.assign_scenes(block, part.patches, chosen, plan.grid, plan.layout)
             if any(late.values()):
                 scenes = {year: tuple(sorted({*planned.scenes.get(year, ()), *ids})) for year, ids in late.items()}

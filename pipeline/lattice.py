@@ -70,6 +70,50 @@ def overlap(patch: Patch, size: int, block: Block) -> tuple[tuple[slice, slice],
     return (rows, cols), inside
 
 
+def meeting(patches: np.ndarray, size: int, block: Block) -> np.ndarray:
+    """Those of the patches, int32 [n, 3] in the order of `patches.draw_patches`, that meet a block."""
+    first, end = np.searchsorted(patches[:, 0], (block.row0 - size + 1, block.row0 + block.height))
+    rows = patches[first:end]
+    inside: np.ndarray = rows[(rows[:, 1] > block.col0 - size) & (rows[:, 1] < block.col0 + block.width)]
+    return inside
+
+
+def touching(patches: np.ndarray, size: int, block: Block, labels: np.ndarray) -> np.ndarray:
+    """Those of the patches, int32 [n, 3] of row, column and event, that touch loss of a block they speak for.
+
+    `labels` is int32 [block.height, block.width], the event's label, 0 = no loss.
+    """
+    if not len(patches) or not labels.any():
+        return patches[:0]
+    sums = np.zeros((block.height + 1, block.width + 1), np.int64)
+    sums[1:, 1:] = (labels != 0).cumsum(0, dtype=np.int64).cumsum(1)
+    top, left = patches[:, 0] - block.row0, patches[:, 1] - block.col0
+    r0, r1 = (np.clip(top + k, 0, block.height) for k in (0, size))
+    c0, c1 = (np.clip(left + k, 0, block.width) for k in (0, size))
+    hit = sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0
+    for k in np.flatnonzero(hit & (patches[:, 2] != EVERY_EVENT)):
+        hit[k] = (labels[r0[k] : r1[k], c0[k] : c1[k]] == patches[k, 2]).any()
+    return patches[hit]
+
+
+def covered_pixels(patches: np.ndarray, size: int) -> int:
+    """Pixels that lie under at least one of the patches, int32 [n, 3]."""
+    if not len(patches):
+        return 0
+    corners = patches[:, :2] - patches[:, :2].min(axis=0)
+    cell = int(np.gcd.reduce(corners.ravel(), initial=size))
+    corners, side = corners // cell, size // cell
+    seen = np.zeros(corners.max(axis=0) + side, bool)
+    for row, col in corners:
+        seen[row : row + side, col : col + side] = True
+    return int(np.count_nonzero(seen)) * cell**2
+
+
+def listed(patches: np.ndarray) -> list[Patch]:
+    """Patches as records, from int32 [n, 3]."""
+    return [Patch(*map(int, row)) for row in patches]
+
+
 def blend_weights(size: int) -> np.ndarray:
     """Integer pyramid [size, size], int64, at least 1 everywhere: the middle of a patch knows most of its surroundings.
 

@@ -1,4 +1,7 @@
-"""Patches drawn by torchgeo samplers over a block's composite: the lattice of the run, or one centred on each event."""
+"""Patches drawn by torchgeo samplers over the run's grid: its lattice, or patches centred on each event.
+
+They are drawn once, for the plan, and kept beside it: what computes blocks needs neither torchgeo nor torch.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,20 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import torch
 from odc.geo.geobox import GeoBox
 from torchgeo.datasets import GeoDataset
 from torchgeo.samplers import GriddedPatchSampler
 from torchgeo.samplers.base import SpatialSampler
 
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, overlap, starts
+from pipeline.lattice import EVERY_EVENT, PatchLayout, lattice_window, starts
 
 
-class CompositeDataset(GeoDataset):
-    """One composite as a torchgeo dataset: [x, y] of the grid's CRS to `image`, float32 [bands, height, width].
+class RunWindow(GeoDataset):
+    """A window of the run's grid as a torchgeo dataset, to draw patches from: a sample tells its `bounds` alone."""
 
-    `image` is the composite of a window of the run's grid (NaN = not observed); queries reach outside it as NaN.
-    """
-
-    def __init__(self, image: np.ndarray, window: GeoBox) -> None:
-        """Wrap an image [bands, height, width] and the GeoBox it lies on."""
-        self.image, self.window = image, window
+    def __init__(self, window: GeoBox) -> None:
+        """Take the place and the resolution of a GeoBox."""
         self._res = (abs(window.affine.a), abs(window.affine.e))
         always = pd.IntervalIndex.from_arrays(
             [pd.Timestamp("1972-07-23")], [pd.Timestamp("2100-01-01")], closed="both", name="datetime"
@@ -34,21 +32,8 @@ class CompositeDataset(GeoDataset):
         self.index = gpd.GeoDataFrame(geometry=[window.extent.geom], crs=str(window.crs), index=always)
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
-        """Return the image over pixel-aligned slices (x, y)."""
-        x, y, _ = self._disambiguate_slice(query)
-        inverse = ~self.window.affine
-        col0, row0 = (round(v) for v in inverse @ (x.start, y.stop))
-        col1, row1 = (round(v) for v in inverse @ (x.stop, y.start))
-        return {"image": torch.from_numpy(self.read(row0, col0, row1 - row0, col1 - col0))}
-
-    def read(self, row0: int, col0: int, height: int, width: int) -> np.ndarray:
-        """Return a window in pixels of the image, NaN outside it."""
-        out = np.full((len(self.image), height, width), np.nan, np.float32)
-        top, left = max(row0, 0), max(col0, 0)
-        bottom, right = min(row0 + height, self.image.shape[1]), min(col0 + width, self.image.shape[2])
-        if top < bottom and left < right:
-            out[:, top - row0 : bottom - row0, left - col0 : right - col0] = self.image[:, top:bottom, left:right]
-        return out
+        """Return where a query [x, y] lies."""
+        return {"bounds": self._slice_to_tensor(query)}
 
 
 class EventPatchSampler(SpatialSampler):
@@ -85,39 +70,26 @@ class EventPatchSampler(SpatialSampler):
             yield slice(x, x + self.size * res), slice(y - self.size * res, y)
 
 
-def lay_patches(
-    dataset: GeoDataset, layout: PatchLayout, grid: RunGrid, block: Block, labels: np.ndarray, bounds: dict[int, Any]
-) -> list[Patch]:
-    """Draw the patches of a block that touch its loss, in row-major order.
+def draw_patches(layout: PatchLayout, grid: RunGrid, bounds: np.ndarray) -> np.ndarray:
+    """Draw the patches of a whole run.
 
     Args:
-        dataset: the block's composite over its lattice window.
         layout: mode and sizes.
         grid: the run's grid.
-        block: the block.
-        labels: int32 [block.height, block.width], event labels, 0 = no loss.
-        bounds: label to (row0, col0, row1, col1) of the whole event on the run's grid; used by `events`.
+        bounds: int [events, 4], first and last + 1 row and column of each event on the grid, all 0 for one without a
+            pixel; used by mode `events`.
+
+    Returns:
+        int32 [patches, 3]: first row and column on the run's grid, and the label (event row + 1) the patch speaks for,
+        0 for all loss inside it; in row-major order.
     """
+    place = RunWindow(grid.window(*lattice_window(Block("", 0, 0, grid.height, grid.width), layout)))
     if layout.mode == "grid":
-        lattice = GriddedPatchSampler(dataset, size=layout.size, stride=layout.stride)
-        found = [Patch(*_pixel(query, grid)) for query in lattice]
+        lattice = GriddedPatchSampler(place, size=layout.size, stride=layout.stride)
+        found = [(*grid.pixels(*query)[:2], EVERY_EVENT) for query in lattice]
     else:
-        present = [int(label) for label in np.unique(labels) if label]
-        extents = np.array([bounds[label] for label in present]).reshape(-1, 4)
-        centred = EventPatchSampler(dataset, extents, layout.size, layout.stride, (grid.x0, grid.y0))
-        found = [
-            Patch(*_pixel(query, grid), present[k]) for query, (k, _, _) in zip(centred, centred.windows, strict=True)
-        ]
-    touching = [patch for patch in found if _touches(patch, layout.size, block, labels)]
-    return sorted(touching, key=lambda patch: (patch.event, patch.row0, patch.col0))
-
-
-def _pixel(query: tuple[slice, slice], grid: RunGrid) -> tuple[int, int]:
-    """Upper-left pixel of a sampler's query on the run's grid."""
-    x, y = query
-    return round((grid.y0 - y.stop) / grid.resolution), round((x.start - grid.x0) / grid.resolution)
-
-
-def _touches(patch: Patch, size: int, block: Block, labels: np.ndarray) -> bool:
-    part = labels[overlap(patch, size, block)[0]]
-    return bool((part == patch.event).any() if patch.event else part.any())
+        rows = np.flatnonzero(bounds[:, 2] > bounds[:, 0])
+        centred = EventPatchSampler(place, bounds[rows], layout.size, layout.stride, (grid.x0, grid.y0))
+        labels = (int(rows[k]) + 1 for k, _, _ in centred.windows)
+        found = [(*grid.pixels(*query)[:2], label) for query, label in zip(centred, labels, strict=True)]
+    return np.array(sorted(found), np.int32).reshape(-1, 3)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import rasterio
 import shapely
 from rasterio.windows import Window
@@ -29,7 +30,7 @@ from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
-from pipeline.lattice import PatchLayout, lattice_window
+from pipeline.lattice import PatchLayout, covered_pixels, lattice_window, meeting, touching
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 EVENTS_FILE = "events.parquet"
 LABELS_FILE = "labels.tif"
+PATCHES_FILE = "patches.parquet"
+_PATCH = "row0", "col0", "event"
+_ROW_GROUP = 1 << 16
+"""Rows of the patches' file that are read for one block, at most twice as many."""
 AUXILIARY_PREFIX = "aux_"
 """Of columns of the planned events that hold predictors sampled for a region head."""
 
@@ -45,7 +50,7 @@ AUXILIARY_PREFIX = "aux_"
 class PlannedBlock:
     """A block that holds loss: its window, the scenes for each loss year, and how much there is to do.
 
-    `covered` are the pixels under its patches, as far as the lattice tells: those of which scenes are read.
+    `covered` are the pixels under its patches: those of which scenes are read.
     `late` is 0 for a block of the first plan and k for one of the k-th pass over late images, which computes only the
     events in the rows `only` (see `pipeline.late`).
     """
@@ -58,6 +63,11 @@ class PlannedBlock:
     late: int = 0
     only: tuple[int, ...] = ()
     covered: int = 0
+
+    @property
+    def place(self) -> str:
+        """Id of the block of the first plan at this place."""
+        return self.block.id.partition("+")[0]
 
 
 @dataclass(frozen=True)
@@ -212,64 +222,63 @@ def _scene(tree: dict[str, Any]) -> Scene:
 
 @dataclass(frozen=True)
 class FoundBlock:
-    """A block that holds loss: how many events and loss pixels, the patches of each loss year, and what they cover."""
+    """A block that holds loss: how many events and loss pixels, the patches of each loss year, and what they cover.
+
+    `drawn` are its patches for all years, int32 [n, 3] (see `patches.draw_patches`).
+    """
 
     block: Block
     events: int
     pixels: int
     patches: dict[int, int]
-    covered: int = 0
+    covered: int
+    drawn: np.ndarray
 
 
-def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, layout: PatchLayout) -> dict[str, FoundBlock]:
-    """Blocks that hold loss, by id, in row-major order."""
+def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, size: int, drawn: np.ndarray) -> list[FoundBlock]:
+    """Blocks that hold loss, in row-major order; `drawn` are the run's patches of `size` pixels."""
     years = events["loss_year"].to_numpy()
-    found = {}
+    found = []
     with rasterio.open(labels) as raster:
         for block in grid.blocks():
             part = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
             if part.any():
-                found[block.id] = find_block(block, part, years, layout)
+                found.append(find_block(block, part, years, size, meeting(drawn, size, block)))
     return found
 
 
-def find_block(block: Block, labels: np.ndarray, years: np.ndarray, layout: PatchLayout) -> FoundBlock:
-    """What a block holds: `labels` int32 [block.height, block.width], event row + 1; `years` by event row."""
+def find_block(block: Block, labels: np.ndarray, years: np.ndarray, size: int, drawn: np.ndarray) -> FoundBlock:
+    """What a block holds.
+
+    Args:
+        block: the block.
+        labels: int32 [block.height, block.width], event row + 1.
+        years: loss year by event row.
+        size: patch in pixels.
+        drawn: int32 [n, 3], patches that meet the block.
+    """
     rows = np.unique(labels[labels > 0]) - 1
     year_of = np.concatenate([[0], years])[labels]
-    touched = {int(y): _touched(year_of == y, block, layout) for y in np.unique(years[rows])}
-    patches = {year: int(np.count_nonzero(one)) for year, one in touched.items()}
-    covered = _covered(np.logical_or.reduce(list(touched.values())), layout) if touched else 0
-    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches, covered)
+    drawn = touching(drawn, size, block, labels)
+    patches = {
+        int(y): len(touching(drawn, size, block, np.where(year_of == y, labels, 0))) for y in np.unique(years[rows])
+    }
+    covered = covered_pixels(drawn, size)
+    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches, covered, drawn)
 
 
-def _covered(touched: np.ndarray, layout: PatchLayout) -> int:
-    """Pixels under some patches of the lattice, given as bool [rows, columns] of it."""
-    cell = math.gcd(layout.size, layout.stride)
-    for axis in (0, 1):
-        rows = np.moveaxis(touched, axis, 0)
-        wide = np.zeros(((len(rows) * layout.stride + layout.size) // cell, rows.shape[1]), bool)
-        for k in range(layout.size // cell):
-            wide[k : k + len(rows) * layout.stride // cell : layout.stride // cell] |= rows
-        touched = np.moveaxis(wide, 0, axis)
-    return int(np.count_nonzero(touched)) * cell**2
+def save_patches(folder: Path, found: Sequence[FoundBlock]) -> None:
+    """Write the patches of all blocks beside the plan."""
+    names = [part.block.id for part in found for _ in part.drawn]
+    drawn = np.concatenate([np.zeros((0, 3), np.int32), *(part.drawn for part in found)])
+    columns = {name: pa.array(drawn[:, k], pa.int32()) for k, name in enumerate(_PATCH)}
+    pq.write_table(pa.table({"block": pa.array(names, pa.string()), **columns}), folder / PATCHES_FILE, _ROW_GROUP)
 
 
-def _touched(loss: np.ndarray, block: Block, layout: PatchLayout) -> np.ndarray:
-    """Bool [rows, columns] of the lattice: patches that touch `loss` [block.height, block.width].
-
-    An estimate where patches are laid by events.
-    """
-    row0, col0, height, width = lattice_window(block, layout)
-    integral = np.zeros((loss.shape[0] + 1, loss.shape[1] + 1), np.int64)
-    integral[1:, 1:] = loss.cumsum(0, dtype=np.int64).cumsum(1)
-    tops = np.arange(row0, row0 + height - layout.size + 1, layout.stride) - block.row0
-    lefts = np.arange(col0, col0 + width - layout.size + 1, layout.stride) - block.col0
-    r0, r1 = (np.clip(tops + k, 0, loss.shape[0]) for k in (0, layout.size))
-    c0, c1 = (np.clip(lefts + k, 0, loss.shape[1]) for k in (0, layout.size))
-    sums = integral[np.ix_(r1, c1)] - integral[np.ix_(r0, c1)] - integral[np.ix_(r1, c0)] + integral[np.ix_(r0, c0)]
-    touched: np.ndarray = sums > 0
-    return touched
+def read_patches(folder: Path, planned: PlannedBlock) -> np.ndarray:
+    """The patches of a block, int32 [n, 3] (see `patches.draw_patches`); a late block has those of its place."""
+    table = pq.read_table(folder / PATCHES_FILE, columns=list(_PATCH), filters=[("block", "==", planned.place)])
+    return np.stack([table.column(name).to_numpy() for name in _PATCH], axis=1)
 
 
 def ask_catalog(

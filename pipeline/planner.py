@@ -86,6 +86,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     from pipeline.catalog.open import open_catalog
     from pipeline.events import burn_events
     from pipeline.loss import read_loss
+    from pipeline.patches import draw_patches
 
     aoi = read_region(config.region.aoi)
     source, said = _loss_source(config, aoi)
@@ -100,7 +101,9 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
     sources = describe_sources(config.auxiliary, predictors)
     events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
-    blocks = planning.find_blocks(events, grid, labels, layout)
+    drawn = draw_patches(layout, grid, burned.bounds)
+    blocks = planning.find_blocks(events, grid, labels, layout.size, drawn)
+    planning.save_patches(config.work, blocks)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)
     # before the catalog is asked: a file that comes meanwhile is then a new one
     archive = archive_state(config)
@@ -133,7 +136,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         loss=digest([found.description, events[["event_id", "last_day", "pixels"]].to_numpy().tolist()]),
         scenes={s.id: s for group in candidates.values() for s in group},
         refused=tuple(sorted([*refused, *unfit, *left], key=lambda r: r.scene_id)),
-        blocks=tuple(planning.plan_block(part, candidates, grid, layout) for part in blocks.values()),
+        blocks=tuple(planning.plan_block(part, candidates, grid, layout) for part in blocks),
         warnings=(*said, *_warnings(config, card, burned.pixels), *doubts(sources, predictors, card.region)),
         auxiliary=sources,
         before={year: tuple(s.id for s in group) for year, group in sorted(before.items())},

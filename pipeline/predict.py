@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline.grid import Block
 from pipeline.lattice import Patch, blend_weights, overlap
-from pipeline.patches import CompositeDataset
 
 
 class Logits(Protocol):
@@ -21,7 +20,7 @@ class Logits(Protocol):
 
 
 def predict_loss(
-    dataset: CompositeDataset, origin: tuple[int, int], patches: Sequence[Patch], block: Block, labels: np.ndarray,
+    image: np.ndarray, origin: tuple[int, int], patches: Sequence[Patch], block: Block, labels: np.ndarray,
     model: Logits, size: int, batch: int,
 ) -> np.ndarray:  # fmt: skip
     """Blended logits of a block's loss pixels.
@@ -30,8 +29,8 @@ def predict_loss(
     its batch; bundling them would only name pairs that live nowhere else.
 
     Args:
-        dataset: composite over the block's lattice window.
-        origin: first row and column of that window on the run's grid.
+        image: composite, float32 [bands, height, width], NaN = not observed.
+        origin: its first row and column on the run's grid.
         patches: where the model looks, sorted.
         block: the block.
         labels: int32 [block.height, block.width], 0 = no loss.
@@ -49,7 +48,7 @@ def predict_loss(
     blended: np.ndarray | None = None
     for start in range(0, len(patches), batch):
         part = patches[start : start + batch]
-        images = np.stack([dataset.read(p.row0 - origin[0], p.col0 - origin[1], size, size) for p in part])
+        images = np.stack([cut_patch(image, p.row0 - origin[0], p.col0 - origin[1], size) for p in part])
         for patch, logits in zip(part, model.logits(images), strict=True):
             if blended is None:
                 blended = np.zeros((len(flat), len(logits)), np.float64)
@@ -61,3 +60,13 @@ def predict_loss(
     if blended is None:
         return np.zeros((0, 0), np.float64)
     return np.asarray(blended / total[:, None])
+
+
+def cut_patch(image: np.ndarray, row0: int, col0: int, size: int) -> np.ndarray:
+    """Cut a patch from an image [bands, height, width] at a pixel of it; NaN where it reaches outside."""
+    out = np.full((len(image), size, size), np.nan, np.float32)
+    top, left = max(row0, 0), max(col0, 0)
+    bottom, right = min(row0 + size, image.shape[1]), min(col0 + size, image.shape[2])
+    if top < bottom and left < right:
+        out[:, top - row0 : bottom - row0, left - col0 : right - col0] = image[:, top:bottom, left:right]
+    return out

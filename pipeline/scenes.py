@@ -1,113 +1,56 @@
-"""Landsat scenes as a torchgeo dataset on the run's grid: reflectance where the ground was seen, NaN elsewhere.
+"""Landsat scenes as a torchgeo dataset on the run's grid, to be sampled like any other.
 
-Each scene is resampled once, straight onto the run's grid: bands bilinear, QA_PIXEL nearest. A scene that already lies
-on that grid is copied pixel by pixel. torchgeo's own RasterDataset warps foreign zones by nearest neighbour onto a grid
-of its own and merges dates by "first file wins", so the dataset here derives from GeoDataset directly.
+torchgeo's own RasterDataset warps foreign zones by nearest neighbour onto a grid of its own and merges dates by "first
+file wins", so the dataset here derives from GeoDataset directly and reads through `pipeline.stack`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
 import pandas as pd
 import shapely
 import torch
-from rasterio.errors import RasterioError
-from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset
 
-from pipeline.catalog.scene import QA_PIXEL, Scene
-from pipeline.errors import SceneError
+from pipeline.catalog.scene import Scene
 from pipeline.grid import RunGrid, reproject
-from pipeline.gridded import MARGIN, BandOnGrid, clear_mask, file_name, readable_window
+from pipeline.stack import SceneStack
 
 
 class LandsatScenes(GeoDataset):
-    """Landsat scenes of one block, indexed like any torchgeo dataset by [x, y, t] in the grid's CRS.
+    """Landsat scenes indexed by [x, y, t] in the grid's CRS; close it with `close` or a with statement.
 
-    A sample holds `image`, float32 [scenes, bands, height, width]: surface reflectance, NaN where a scene has no clear
-    observation (fill in any band, or a QA_PIXEL flag; scenes without QA_PIXEL are masked by fill only).
+    A sample holds `image`, float32 [scenes, bands, height, width]: what `SceneStack.read` gives of all the scenes over
+    a window of pixel-aligned slices, up to `gridded.MARGIN` pixels outside the grid.
 
     Raises:
         SceneError: from construction or reading, when a scene's file cannot be read.
     """
 
     def __init__(self, scenes: Sequence[Scene], grid: RunGrid, bands: Sequence[str]) -> None:
-        """Open the scenes' files; close them with `close` or a with statement."""
-        self.scenes, self.grid, self.bands = tuple(scenes), grid, tuple(bands)
-        self.window = readable_window(grid)
+        """Open the scenes' files."""
+        self.stack = SceneStack(scenes, grid, bands)
         self._res = (grid.resolution, grid.resolution)
-        footprints = [reproject(shapely.from_wkt(s.footprint), "EPSG:4326", grid.crs) for s in self.scenes]
-        times = pd.to_datetime([s.datetime for s in self.scenes], utc=True).tz_localize(None)
+        footprints = [reproject(shapely.from_wkt(s.footprint), "EPSG:4326", grid.crs) for s in scenes]
+        times = pd.to_datetime([s.datetime for s in scenes], utc=True).tz_localize(None)
         index = pd.IntervalIndex.from_arrays(times, times, closed="both", name="datetime")
         self.index = gpd.GeoDataFrame(
-            {"scene_id": [s.id for s in self.scenes]}, geometry=footprints, crs=grid.crs, index=index
+            {"scene_id": [s.id for s in scenes]}, geometry=footprints, crs=grid.crs, index=index
         )
-        self._files = ExitStack()
-        self._readers: dict[str, dict[str, BandOnGrid]] = {}
-        try:
-            for scene in self.scenes:
-                self._readers[scene.id] = self._open(scene)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, scene: Scene) -> dict[str, BandOnGrid]:
-        readers = {}
-        for band in (*self.bands, *([QA_PIXEL] if QA_PIXEL in scene.assets else [])):
-            try:
-                readers[band] = self._files.enter_context(BandOnGrid(scene, band, self.window))
-            except RasterioError as error:
-                raise SceneError(scene.id, f"{band} unreadable: {file_name(scene, band)} ({error})") from error
-        return readers
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
-        """Read all scenes of the dataset over a window [x, y] (pixel-aligned slices of the grid)."""
+        """Read all scenes over a window [x, y]."""
         x, y, _ = self._disambiguate_slice(query)
-        inverse = ~self.grid.geobox.affine
-        col0, row0 = (round(v) for v in inverse @ (x.start, y.stop))
-        col1, row1 = (round(v) for v in inverse @ (x.stop, y.start))
-        return {"image": torch.from_numpy(self.read(row0, col0, row1 - row0, col1 - col0))}
-
-    def read(
-        self, row0: int, col0: int, height: int, width: int, only: Collection[str] | None = None
-    ) -> np.ndarray:  # fmt: skip
-        """Read a window in pixels of the grid, up to MARGIN outside it: float32 [scenes, bands, height, width].
-
-        NaN = not clear. `only` names the scenes to read; their order stays that of `scenes`.
-        """
-        scenes = [scene for scene in self.scenes if only is None or scene.id in only]
-        out = np.empty((len(scenes), len(self.bands), height, width), np.float32)
-        for image, scene in zip(out, scenes, strict=True):
-            self._read_scene(scene, Window(col0 + MARGIN, row0 + MARGIN, width, height), image)
-        return out
-
-    def _read_scene(self, scene: Scene, window: Window, out: np.ndarray) -> None:
-        readers = self._readers[scene.id]
-        band = QA_PIXEL
-        try:
-            clear = clear_mask(readers[QA_PIXEL].read(window)) if QA_PIXEL in readers else np.ones(out.shape[1:], bool)
-            if not clear.any():
-                out[:] = np.nan
-                return
-            for layer, band in zip(out, self.bands, strict=True):
-                reader = readers[band]
-                values = reader.read(window)
-                clear &= values != reader.nodata
-                np.multiply(values, np.float32(reader.asset.scale), out=layer)
-                layer += np.float32(reader.asset.offset)
-        except RasterioError as error:
-            raise SceneError(scene.id, f"{band} unreadable: {file_name(scene, band)} ({error})") from error
-        np.copyto(out, np.nan, where=~clear)
+        row0, col0, row1, col1 = self.stack.grid.pixels(x, y)
+        return {"image": torch.from_numpy(self.stack.read(row0, col0, row1 - row0, col1 - col0))}
 
     def close(self) -> None:
         """Close every file."""
-        self._files.close()
+        self.stack.close()
 
     def __enter__(self) -> LandsatScenes:
         """Return the open dataset."""

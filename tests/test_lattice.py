@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, blend_weights, lattice_window, overlap, starts
-from pipeline.patches import CompositeDataset, lay_patches
+from pipeline.lattice import (
+    Patch,
+    PatchLayout,
+    blend_weights,
+    covered_pixels,
+    lattice_window,
+    listed,
+    meeting,
+    overlap,
+    starts,
+    touching,
+)
+from pipeline.patches import RunWindow, draw_patches
 
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 90, 110, 64)
 sizes = st.sampled_from([(8, 8), (8, 6), (8, 4), (10, 7), (32, 24), (64, 48)])
@@ -29,13 +40,17 @@ def lattice_patches(block, layout):
     ]
 
 
-def dataset_of(block, layout, grid=GRID, bands=1):
-    row0, col0, height, width = lattice_window(block, layout)
-    return CompositeDataset(np.zeros((bands, height, width), np.float32), grid.window(row0, col0, height, width))
+def bounds_of(labels):
+    """First and last + 1 row and column by event row: of labels from 1, all 0 for one without a pixel."""
+    out = np.zeros((labels.max(initial=0), 4), np.int64)
+    for label in np.unique(labels[labels > 0]):
+        rows, cols = np.nonzero(labels == label)
+        out[label - 1] = rows.min(), cols.min(), rows.max() + 1, cols.max() + 1
+    return out
 
 
-def lay(block, layout, labels, bounds=None, grid=GRID):
-    return lay_patches(dataset_of(block, layout, grid), layout, grid, block, labels, bounds or {})
+def lay(block, layout, labels, drawn):
+    return listed(touching(meeting(drawn, layout.size, block), layout.size, block, labels))
 
 
 # ---------------------------------------------------------------------------------------------- the lattice
@@ -125,12 +140,12 @@ def test_grid_mode_lays_exactly_the_lattice_patches_that_touch_loss(seed, size, 
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((GRID.height, GRID.width)) < 0.0005, 7, 0)
     layout, grid = PatchLayout("grid", *size), dataclasses.replace(GRID, block=cut)
+    drawn = draw_patches(layout, grid, bounds_of(labels))
     everywhere = set()
     for block in grid.blocks():
         part = labels[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
-        found = lay(block, layout, part, grid=grid)
-        touching = [p for p in lattice_patches(block, layout) if part[overlap(p, layout.size, block)[0]].any()]
-        assert found == touching
+        found = lay(block, layout, part, drawn)
+        assert found == [p for p in lattice_patches(block, layout) if part[overlap(p, layout.size, block)[0]].any()]
         everywhere |= set(found)
     # and over all blocks, exactly those of the lattice of the whole run
     whole = Block("all", 0, 0, GRID.height, GRID.width)
@@ -141,50 +156,65 @@ def test_grid_mode_lays_exactly_the_lattice_patches_that_touch_loss(seed, size, 
 @given(st.data())
 def test_events_mode_covers_every_pixel_of_every_event_in_every_cut(data):
     layout = PatchLayout("events", *data.draw(st.sampled_from([(32, 32), (32, 24)])))
-    labels, bounds = np.zeros((GRID.height, GRID.width), np.int32), {}
+    labels = np.zeros((GRID.height, GRID.width), np.int32)
     for label in range(1, data.draw(st.integers(1, 4)) + 1):
         row, col = data.draw(st.integers(0, 89)), data.draw(st.integers(0, 109))
         tall, wide = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 80))
         labels[row : row + tall, col : col + wide] = label
-    for label in np.unique(labels[labels > 0]):
-        rows, cols = np.nonzero(labels == label)
-        bounds[int(label)] = rows.min(), cols.min(), rows.max() + 1, cols.max() + 1
+    bounds = bounds_of(labels)
+    drawn = draw_patches(layout, GRID, bounds)
     seen = {}
     for cut in (200, 64):
         covered, patches = np.zeros_like(labels), set()
         for block in dataclasses.replace(GRID, block=cut).blocks():
             window = slice(block.row0, block.row0 + block.height), slice(block.col0, block.col0 + block.width)
-            for patch in lay(block, layout, labels[window], bounds):
+            for patch in lay(block, layout, labels[window], drawn):
                 outer, _ = overlap(patch, layout.size, block)
                 covered[window][outer] += labels[window][outer] == patch.event
                 patches.add(patch)
         assert (covered[labels > 0] > 0).all()
         seen[cut] = patches
     assert seen[200] == seen[64]
-    for label, (r0, c0, r1, c1) in bounds.items():
+    for label, (r0, c0, r1, c1) in enumerate(bounds.tolist(), start=1):
         mine = [p for p in seen[200] if p.event == label]
-        if max(r1 - r0, c1 - c0) <= layout.size:
+        if r1 == 0:  # later events lie over it
+            assert mine == []
+        elif max(r1 - r0, c1 - c0) <= layout.size:
             assert mine == [Patch((r0 + r1 - layout.size) // 2, (c0 + c1 - layout.size) // 2, label)]
 
 
 def test_no_loss_no_patches():
     block = Block("b", 0, 0, 64, 64)
     for mode in ("grid", "events"):
-        assert lay(block, PatchLayout(mode, 32, 24), np.zeros((64, 64), np.int32)) == []
+        drawn = draw_patches(PatchLayout(mode, 32, 24), GRID, np.zeros((1, 4), np.int64))
+        assert (len(drawn) == 0) == (mode == "events")
+        assert lay(block, PatchLayout(mode, 32, 24), np.zeros((64, 64), np.int32), drawn) == []
+
+
+@settings(deadline=None)
+@given(seeds, sizes, st.integers(0, 30))
+def test_covered_pixels_are_those_under_a_patch(seed, size, count):
+    rng = np.random.default_rng(seed)
+    on_lattice = rng.integers(-5, 9, (count, 2)) * size[1]
+    for corners in (on_lattice, rng.integers(-99, 199, (count, 2))):
+        seen = np.zeros((1200, 1200), bool)
+        for row, col in corners + 400:
+            seen[row : row + size[0], col : col + size[0]] = True
+        patches = np.column_stack([corners, np.zeros(count)]).astype(np.int32)
+        assert covered_pixels(patches, size[0]) == seen.sum()
 
 
 # ---------------------------------------------------------------------------------------------- the dataset
 
 
-def test_the_dataset_gives_what_its_place_says_and_nan_outside():
-    image = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
-    dataset = CompositeDataset(image, GRID.window(10, 20, 6, 5))
-    assert (dataset.read(1, 2, 3, 2) == image[:, 1:4, 2:4]).all()
-    outside = dataset.read(-1, 3, 3, 4)
-    assert np.isnan(outside[:, 0]).all()
-    assert np.isnan(outside[:, :, 2:]).all()
-    assert (outside[:, 1:, :2] == image[:, :2, 3:]).all()
-    assert np.isnan(dataset.read(50, 50, 2, 2)).all()
-    x, y = GRID.window(11, 22, 3, 2).affine @ (0, 0)
-    sample = dataset[slice(x, x + 60), slice(y - 90, y)]
-    assert (sample["image"].numpy() == image[:, 1:4, 2:4]).all()
+def test_a_sample_of_the_run_tells_its_place():
+    query = GRID.slices(11, 22, 3, 2)
+    place = RunWindow(GRID.geobox)
+    west, east, step, south, north = place[query]["bounds"].numpy()[:5]
+    assert (west, east, step) == (GRID.x0 + 22 * 30, GRID.x0 + 24 * 30, 30)
+    assert (south, north) == (GRID.y0 - 14 * 30, GRID.y0 - 11 * 30)
+
+
+@given(st.integers(-300, 300), st.integers(-300, 300), st.integers(1, 90), st.integers(1, 90))
+def test_slices_and_pixels_undo_each_other(row0, col0, height, width):
+    assert GRID.pixels(*GRID.slices(row0, col0, height, width)) == (row0, col0, row0 + height, col0 + width)

@@ -12,12 +12,13 @@ from model_samples import BANDS, card_fields, random_network, random_package
 
 from pipeline.errors import ModelError
 from pipeline.models.card import Part, read_card
-from pipeline.models.engines import MOST_PATCHES, TorchEngine, batch_for, open_segmenter, segmenter_for_worker
-from pipeline.models.export import CACHE_VARIABLE, export_onnx
+from pipeline.models.engines import MOST_PATCHES, open_segmenter, segmenter_for_worker
+from pipeline.models.exported import CACHE_VARIABLE, export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import import_onnx, save_package, verify_package
 from pipeline.models.prepare import prepare, random_patch
 from pipeline.models.store import load_package
+from pipeline.models.torch_engine import TorchEngine, batch_for
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ModelError
 from pipeline.models.card import Part, read_card
-from pipeline.models.engines import TorchEngine
 from pipeline.models.package import load_network, save_package, verify_package
 from pipeline.models.prepare import random_patch
 from pipeline.models.store import list_packages, load_package
+from pipeline.models.torch_engine import TorchEngine
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pipeline.config import Imagery, ImageWindow
 from pipeline.grid import Block, RunGrid
 from pipeline.lattice import Patch as LatticePatch
 from pipeline.lattice import PatchLayout, lattice_window, overlap
+from pipeline.patches import draw_patches
 from pipeline.plan import (
     FoundBlock,
     Plan,
@@ -29,12 +30,15 @@ from pipeline.plan import (
     loss_areas,
     outline,
     plan_block,
+    read_patches,
     read_plan,
+    save_patches,
 )
 from pipeline.plan_scenes import with_chosen, without_scenes
 
 GRID = RunGrid("EPSG:32647", 30, 720_015, 90_015, 200, 300, 64)
 LAYOUT = PatchLayout("grid", 32, 16)
+NO_BOUNDS = np.zeros((0, 4), np.int64)
 HERE = outline(GRID, 0, 0, GRID.height, GRID.width)
 LIMITS = Imagery(source="folder", window=ImageWindow(first_year=0, last_year=1), max_cloud=50, max_scenes=2)
 
@@ -142,7 +146,9 @@ def test_blocks_with_loss_and_what_they_hold(tmp_path):
     labels[60:70, 10:12] = 1  # across blocks r0c0 and r1c0
     labels[5, 5] = 2
     labels[199, 299] = 3  # the corner that is cut at the grid's edge
-    found = find_blocks(events_of(2020, 2021, 2021), GRID, labels_file(tmp_path, labels), LAYOUT)
+    drawn = draw_patches(LAYOUT, GRID, NO_BOUNDS)
+    blocks = find_blocks(events_of(2020, 2021, 2021), GRID, labels_file(tmp_path, labels), LAYOUT.size, drawn)
+    found = {f.block.id: f for f in blocks}
     assert {key: (f.events, f.pixels, set(f.patches)) for key, f in found.items()} == {
         "r0000c0000": (2, 9, {2020, 2021}),
         "r0001c0000": (1, 12, {2020}),
@@ -158,9 +164,12 @@ def test_patches_are_counted_as_they_will_be_laid(tmp_path_factory, seed, sizes,
     rng = np.random.default_rng(seed)
     labels = (rng.random((GRID.height, GRID.width)) < 0.0005).astype(np.int32)
     layout, grid = PatchLayout("grid", *sizes), dataclasses.replace(GRID, block=block)
-    found = find_blocks(events_of(2020), grid, labels_file(tmp_path_factory.mktemp("plan"), labels), layout)
-    assert sum(f.pixels for f in found.values()) == labels.sum()
-    for part in found.values():
+    folder = tmp_path_factory.mktemp("plan")
+    drawn = draw_patches(layout, grid, NO_BOUNDS)
+    found = find_blocks(events_of(2020), grid, labels_file(folder, labels), layout.size, drawn)
+    save_patches(folder, found)
+    assert sum(f.pixels for f in found) == labels.sum()
+    for part in found:
         b = part.block
         loss = labels[b.row0 : b.row0 + b.height, b.col0 : b.col0 + b.width]
         row0, col0, height, width = lattice_window(b, layout)
@@ -170,6 +179,9 @@ def test_patches_are_counted_as_they_will_be_laid(tmp_path_factory, seed, sizes,
             for col in range(col0, col0 + width - layout.size + 1, layout.stride)
         )
         assert part.patches == {2020: count}
+        own = PlannedBlock(dataclasses.replace(b, id=f"{b.id}+2"), {}, 1, 1, 1)
+        assert np.array_equal(read_patches(folder, own), part.drawn)
+        assert len(part.drawn) == count
 
 
 def test_imagery_is_needed_where_a_patch_that_touches_the_loss_may_look():
@@ -192,7 +204,9 @@ def test_a_block_reads_the_scenes_that_meet_it_or_its_margin():
     far = box(101.5, 0, 101.6, 0.1)
     chosen = {2020: [scene("z", where=inside), scene("margin", where=margin), scene("far", where=far)], 2021: []}
     assert assign_scenes(block, (2020, 2021), chosen, GRID, LAYOUT) == {2020: ("margin", "z"), 2021: ()}
-    planned = plan_block(FoundBlock(block, 3, 7, {2020: 4, 2021: 5}), chosen, GRID, LAYOUT)
+    planned = plan_block(
+        FoundBlock(block, 3, 7, {2020: 4, 2021: 5}, 900, np.zeros((0, 3), np.int32)), chosen, GRID, LAYOUT
+    )
     assert (planned.scenes, planned.events, planned.pixels, planned.patches) == (
         {2020: ("margin", "z"), 2021: ()}, 3, 7, 9,
     )  # fmt: skip

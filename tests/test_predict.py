@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, lattice_window
-from pipeline.patches import CompositeDataset, lay_patches
-from pipeline.predict import predict_loss
+from pipeline.lattice import Patch, PatchLayout, lattice_window, listed, meeting, touching
+from pipeline.patches import draw_patches
+from pipeline.predict import cut_patch, predict_loss
 
 MARGIN = 256
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 4, 6, 64)
@@ -45,18 +45,18 @@ def run(world, labels, layout, model, cut, batch=1):
     """Logits [bands, height, width] of a whole grid computed block by block; NaN where there is no loss."""
     grid = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, *labels.shape, cut)
     out = np.full((len(world), *labels.shape), np.nan)
-    bounds = {}
+    bounds = np.zeros((labels.max(), 4), np.int64)
     for label in np.unique(labels[labels > 0]):
         rows, cols = np.nonzero(labels == label)
-        bounds[int(label)] = rows.min(), cols.min(), rows.max() + 1, cols.max() + 1
+        bounds[label - 1] = rows.min(), cols.min(), rows.max() + 1, cols.max() + 1
+    drawn = draw_patches(layout, grid, bounds)
     for block in grid.blocks():
         window = slice(block.row0, block.row0 + block.height), slice(block.col0, block.col0 + block.width)
         part = labels[window]
         row0, col0, height, width = lattice_window(block, layout)
         image = world[:, row0 + MARGIN : row0 + height + MARGIN, col0 + MARGIN : col0 + width + MARGIN]
-        dataset = CompositeDataset(image, grid.window(row0, col0, height, width))
-        patches = lay_patches(dataset, layout, grid, block, part, bounds)
-        logits = predict_loss(dataset, (row0, col0), patches, block, part, model, layout.size, batch)
+        patches = listed(touching(meeting(drawn, layout.size, block), layout.size, block, part))
+        logits = predict_loss(image, (row0, col0), patches, block, part, model, layout.size, batch)
         if part.any():
             out[:, *window][:, part > 0] = logits.T
     return out
@@ -141,13 +141,23 @@ def test_two_patches_are_blended_by_their_weights():
     block = Block("b", 0, 0, 4, 6)
     labels = np.zeros((4, 6), np.int32)
     labels[0] = 5
-    dataset = CompositeDataset(np.zeros((1, 4, 6), np.float32), GRID.geobox)
-    found = predict_loss(dataset, (0, 0), [Patch(0, 0), Patch(0, 2)], block, labels, Counts(), 4, 1)
+    image = np.zeros((1, 4, 6), np.float32)
+    found = predict_loss(image, (0, 0), [Patch(0, 0), Patch(0, 2)], block, labels, Counts(), 4, 1)
     # weights along the row: 1 2 2 1 and, two columns on, 1 2 2 1
     assert found[:, 0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
 
 
 def test_no_patches_no_logits():
     block = Block("b", 0, 0, 4, 6)
-    dataset = CompositeDataset(np.zeros((1, 4, 6), np.float32), GRID.geobox)
-    assert predict_loss(dataset, (0, 0), [], block, np.zeros((4, 6), np.int32), Identity(), 4, 1).shape == (0, 0)
+    image = np.zeros((1, 4, 6), np.float32)
+    assert predict_loss(image, (0, 0), [], block, np.zeros((4, 6), np.int32), Identity(), 4, 1).shape == (0, 0)
+
+
+def test_a_patch_is_cut_where_it_lies_with_nan_outside():
+    image = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
+    assert (cut_patch(image, 1, 2, 3) == image[:, 1:4, 2:5]).all()
+    outside = cut_patch(image, -1, 3, 3)
+    assert np.isnan(outside[:, 0]).all()
+    assert np.isnan(outside[:, :, 2:]).all()
+    assert (outside[:, 1:, :2] == image[:, :2, 3:]).all()
+    assert np.isnan(cut_patch(image, 50, 50, 2)).all()

@@ -18,6 +18,7 @@ from pipeline.errors import SceneError
 from pipeline.grid import RunGrid
 from pipeline.gridded import MARGIN, clear_mask
 from pipeline.scenes import LandsatScenes
+from pipeline.stack import SceneStack
 
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 60, 70, 64)
 BANDS = ("red", "nir08")
@@ -50,8 +51,8 @@ def scene(folder, name, layers, transform, crs="EPSG:32623", grid=None, **how):
 
 
 def read(scenes, window=(0, 0, GRID.height, GRID.width), grid=GRID, bands=BANDS):
-    with LandsatScenes(scenes, grid, bands) as dataset:
-        return dataset.read(*window)
+    with SceneStack(scenes, grid, bands) as files:
+        return files.read(*window)
 
 
 def reflectance(values):
@@ -143,10 +144,12 @@ def test_a_scene_wholly_cloudy_or_elsewhere_says_nothing(tmp_path):
 def test_scenes_keep_their_order_and_are_read_like_any_torchgeo_dataset(tmp_path):
     scenes = [scene(tmp_path, n, {b: noise((60, 70), k) for b in BANDS}, affine_at(0, 0)) for k, n in enumerate("ba")]
     with LandsatScenes(scenes, GRID, BANDS) as dataset:
-        whole = dataset.read(0, 0, 60, 70)
         x, y = GRID.window(10, 20, 30, 40).affine @ (0, 0)
         sample = dataset[slice(x, x + 40 * 30), slice(y - 30 * 30, y)]["image"].numpy()
+        beyond = dataset[GRID.slices(-7, 50, 9, 40)]["image"].numpy()
+    whole = read(scenes)
     assert (sample == whole[:, :, 10:40, 20:60]).all()
+    assert np.array_equal(beyond, read(scenes, (-7, 50, 9, 40)), equal_nan=True)
     assert np.array_equal(whole[0], read(scenes[:1])[0])
     assert np.array_equal(read(scenes[::-1]), whole[::-1])
 
@@ -239,9 +242,9 @@ def test_a_window_is_the_cut_of_the_whole_bit_by_bit(tmp_path, kind):
     shape = (1_100, 1_000)
     layers = {"red": noise(shape, 1), QA_PIXEL: np.where(noise(shape, 2) % 5, CLEAR, CLOUD)}
     one = scene(tmp_path, "s", layers, transform, crs)
-    with LandsatScenes([one], grid, ("red",)) as dataset:
+    with SceneStack([one], grid, ("red",)) as files:
         top, left = -150, -150
-        whole = dataset.read(top, left, 900, 900)
+        whole = files.read(top, left, 900, 900)
     assert 0.3 < np.isnan(whole).mean() < 0.9 or kind == "aligned"
     rng = np.random.default_rng(7)
     windows = [(-150, -150, 1, 1), (0, 0, 64, 64), (510, 500, 5, 30), (-10, -20, 512, 512)]

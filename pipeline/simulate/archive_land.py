@@ -26,13 +26,13 @@ from pipeline.errors import InputError
 from pipeline.grid import RunGrid, read_region
 from pipeline.labels import FOREST_LOSS_DRIVERS, NO_DATA
 from pipeline.plan import ask_catalog
-from pipeline.scenes import LandsatScenes
 from pipeline.simulate.appearance import KINDS
 from pipeline.simulate.archive_files import Surroundings, climate_names
 from pipeline.simulate.landscape import Landscape, build_landscape
 from pipeline.simulate.noise import FloatArray, NoiseField
 from pipeline.simulate.params import Province
 from pipeline.simulate.spectra import SIMULATED_BANDS
+from pipeline.stack import SceneStack
 
 CHIP = 166
 """Pixels of 30 m a side of a chip."""
@@ -201,10 +201,10 @@ def _read(scenes: Sequence[Scene], grid: RunGrid) -> tuple[FloatArray, NDArray[n
     """Every scene with its clouds, and where it is clear, PAD pixels around the grid."""
     bare = [replace(s, assets={band: a for band, a in s.assets.items() if band != QA_PIXEL}) for s in scenes]
     window = -PAD, -PAD, grid.height + 2 * PAD, grid.width + 2 * PAD
-    with LandsatScenes(bare, grid, SIMULATED_BANDS) as dataset:
-        raw = dataset.read(*window)
-    with LandsatScenes(scenes, grid, SIMULATED_BANDS[:1]) as dataset:
-        clear = ~np.isnan(dataset.read(*window)[:, 0])
+    with SceneStack(bare, grid, SIMULATED_BANDS) as files:
+        raw = files.read(*window)
+    with SceneStack(scenes, grid, SIMULATED_BANDS[:1]) as files:
+        clear = ~np.isnan(files.read(*window)[:, 0])
     return raw, clear
 
 

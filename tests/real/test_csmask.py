@@ -23,10 +23,10 @@ from run_samples import layer, raster, run
 from scipy.special import softmax
 
 from pipeline.grid import RunGrid
-from pipeline.lattice import PatchLayout, lattice_window
+from pipeline.lattice import PatchLayout, lattice_window, listed
 from pipeline.models.engines import open_segmenter
 from pipeline.models.package import import_onnx, verify_package
-from pipeline.patches import CompositeDataset, lay_patches
+from pipeline.patches import draw_patches
 from pipeline.predict import predict_loss
 
 pytestmark = pytest.mark.real
@@ -137,11 +137,10 @@ def cloud_map(package: Path, picture: np.ndarray, stride: int) -> np.ndarray:
     row0, col0, height, width = lattice_window(block, layout)
     image = np.full((len(picture), height, width), np.nan, np.float32)
     image[:, -row0 : shape[0] - row0, -col0 : shape[1] - col0] = picture
-    dataset = CompositeDataset(image, grid.window(row0, col0, height, width))
     labels = np.ones(shape, np.int32)
-    patches = lay_patches(dataset, layout, grid, block, labels, {})
+    patches = listed(draw_patches(layout, grid, np.zeros((0, 4), np.int64)))
     segmenter = open_segmenter(package, device="cpu")
-    logits = predict_loss(dataset, (row0, col0), patches, block, labels, segmenter, SIZE, 1)
+    logits = predict_loss(image, (row0, col0), patches, block, labels, segmenter, SIZE, 1)
     return np.asarray(softmax(logits, axis=1)[:, 1].reshape(shape))
 
 

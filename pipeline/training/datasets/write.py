@@ -254,7 +254,7 @@ def _write_tile(folder: Path, tile: _Tile, plan: Plan, frame: GeoDataFrame) -> I
         for writer in writers:
             writer.descriptions = plan.bands
         for top, left, h, w in _windows(height, width):
-            stack = dataset.read(row0 + top, col0 + left, h, w)
+            stack = dataset[plan.grid.slices(row0 + top, col0 + left, h, w)]["image"].numpy()
             image, observed = median_composite(stack)
             seen[top : top + h, left : left + w] = observed > 0
             clear += np.sum(~np.isnan(stack[:, 0]), axis=(1, 2))
