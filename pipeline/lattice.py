@@ -93,7 +93,8 @@ def touching(patches: np.ndarray, size: int, block: Block, labels: np.ndarray) -
     hit = sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0
     for k in np.flatnonzero(hit & (patches[:, 2] != EVERY_EVENT)):
         hit[k] = (labels[r0[k] : r1[k], c0[k] : c1[k]] == patches[k, 2]).any()
-    return patches[hit]
+    chosen: np.ndarray = patches[hit]
+    return chosen
 
 
 def covered_pixels(patches: np.ndarray, size: int) -> int:

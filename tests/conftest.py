@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipeline.costs.speeds import STATE_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ("run_samples",)
@@ -25,3 +28,11 @@ def shared_data() -> Path:
             pytest.fail(f"{folder} is missing: the tests on real scenes cannot run")
         pytest.skip(f"{folder} is missing: no real scenes here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tiny runs must not teach this machine's forecasts, nor learn from runs beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_VARIABLE, str(tmp_path_factory.mktemp("state")))
+        yield

@@ -24,7 +24,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.errors import InputError, OutputError
 from pipeline.imagery import fill_composites
 from pipeline.lattice import lattice_window
-from pipeline.plan import Plan, read_plan
+from pipeline.plan import Plan, read_patches, read_plan
 from pipeline.training.datasets.base import IGNORE
 from pipeline.training.datasets.camforestnet import CamForestNet
 from pipeline.training.datasets.forestnet import ForestNet
@@ -69,17 +69,16 @@ def composites(plan: Plan, config: RunConfig) -> list[tuple[int, tuple[int, int]
     """Loss year, first row and column, and image of every composite the run computes, by the run's own code."""
     out = []
     frame = gpd.read_parquet(config.work / "events.parquet")
-    bounds = frame[["row0", "col0", "row1", "col1"]].to_numpy()
     with rasterio.open(config.work / "labels.tif") as raster:
         labels = raster.read(1)
     years = np.concatenate([[0], frame["loss_year"]])[labels]
     for planned in plan.blocks:
-        b = planned.block
+        b, drawn = planned.block, read_patches(config.work, planned)
         part = slice(b.row0, b.row0 + b.height), slice(b.col0, b.col0 + b.width)
         for year, ids in planned.scenes.items():
             loss = np.where(years[part] == year, labels[part], 0)
             scenes = [localised(plan.scenes[s], config.imagery.cache) for s in ids]
-            image = _year_image(plan, b, loss, scenes, bounds)
+            image = _year_image(plan, b, loss, scenes, drawn)
             fill_composites([image], b, plan.grid, plan.layout, plan.bands)
             out.append((year, lattice_window(b, plan.layout)[:2], image.image))
     return out
