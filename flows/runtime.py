@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from flows.clusters import GPU, open_cluster, worker_count
 from flows.workers import Needs, examine, needs_of, try_once
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, IncompleteError
-from pipeline.request import Pool, thread_pool
+from pipeline.request import Pool, PoolFactory, thread_pool
 
-__all__ = ["open_pool", "worker_count"]
+__all__ = ["early_pool", "open_pool", "worker_count"]
 
 _LOOK = 2.0
 """Seconds between two looks at the workers."""
@@ -44,6 +44,39 @@ def open_pool(config: RunConfig) -> AbstractContextManager[Pool]:
     if config.compute.executor == "threads":
         return thread_pool(config)
     return _cluster_pool(config) if "://" not in config.compute.executor else _scheduler_pool(config)
+
+
+@contextmanager
+def early_pool(config: RunConfig) -> Iterator[PoolFactory]:
+    """Give `open_pool` with workers of this machine that are started now, beside what comes before the blocks.
+
+    They serve its first use and end with it. Workers that are asked for elsewhere are not: a queue may charge for them.
+    """
+    if config.compute.executor != "local":
+        yield open_pool
+        return
+    # here, not in the thread: two threads that import packages which import each other may see half of one
+    from distributed import Client
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    with ThreadPoolExecutor(1, "cluster") as thread, ExitStack() as started:
+        starting = [thread.submit(started.enter_context, open_cluster(config.compute))]
+
+        @contextmanager
+        def opened(asked: RunConfig) -> Iterator[Pool]:
+            if not starting:
+                with open_pool(asked) as pool:
+                    yield pool
+                return
+            cluster = starting.pop().result()
+            with started.pop_all(), Client(cluster) as client, _blocks(client, asked) as pool:
+                yield pool
+
+        try:
+            yield opened
+        finally:
+            for unused in starting:
+                unused.exception()
 
 
 @contextmanager

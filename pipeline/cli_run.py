@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from pipeline.errors import ClearcauseError, ProductError
 if TYPE_CHECKING:
     from pipeline.blocks import BlockRecord
     from pipeline.config import RunConfig
-    from pipeline.request import Outcome
+    from pipeline.request import Outcome, Request
 
 GRACE = 20.0
 """Seconds from SIGTERM to the end of the process; Kubernetes and Prefect give 30 before they kill."""
@@ -39,8 +40,8 @@ def run_config(
         KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
     """
     clock = Clock()
-    from flows.runtime import open_pool, worker_count
-    from pipeline import graph, steps
+    from flows.runtime import early_pool, open_pool, worker_count
+    from pipeline import steps
     from pipeline.artifacts import run_lock
     from pipeline.request import Request
 
@@ -54,19 +55,28 @@ def run_config(
             orchestrator(prefect), clock,
         )  # fmt: skip
         # a rerun that has nothing to do must not wait for an orchestrator to start
-        if not replan:
-            with clock.stage("plan_run"):
-                plan = steps.plan_run(request)
-            if (done := steps.current(request, plan)) is not None:
-                return done
-        if not prefect:
-            return graph.run_region(request)
-        _quiet_prefect()
-        from flows.regions import run_request
+        if replan:
+            return _carry_out(request, prefect)
+        with clock.stage("plan_run"):
+            plan = steps.plan_run(request)
+        if (done := steps.current(request, plan)) is not None:
+            return done
+        if {planned.block.id for planned in plan.blocks} <= steps.finished_blocks(config.work, plan):
+            return _carry_out(request, prefect)
+        with early_pool(config) as pool:
+            return _carry_out(replace(request, pool=pool), prefect)
 
-        name = f"{config.region.name} {'-'.join(map(str, config.loss.years))}"
-        outcome: Outcome = run_request(request, name)
-        return outcome
+
+def _carry_out(request: Request, prefect: bool) -> Outcome:
+    from pipeline import graph
+
+    if not prefect:
+        return graph.run_region(request)
+    _quiet_prefect()
+    from flows.regions import run_name, run_request
+
+    outcome: Outcome = run_request(request, run_name(request.config))
+    return outcome
 
 
 def orchestrator(prefect: bool) -> str:

@@ -11,13 +11,14 @@ import threading
 import time
 
 import dask
+import psutil
 import pytest
 import simulated_blocks
 from run_samples import ROOT, write_config
 from simulated_blocks import POISON, tasks
 
 from flows import clusters, workers
-from flows.runtime import TRIES, open_pool
+from flows.runtime import TRIES, early_pool, open_pool
 from pipeline.config import Compute, load_config
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.ledger import MAX_ATTEMPTS, Ledger, drive
@@ -190,6 +191,45 @@ def test_a_local_cluster_answers_nobody_without_its_certificate():
         plain = cluster.scheduler_address.replace("tls://", "tcp://")
         with pytest.raises(OSError, match=r"closed|Timed out"):
             Client(plain, timeout="3s")
+
+
+def children():
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_workers_that_are_started_early_serve_once_and_go(config):
+    asked, before = config("local", 1), children()
+    with early_pool(asked) as pool:
+        with pool(asked) as opened:
+            first = opened.executor.submit(simulated_blocks.whoami, None).result(60)
+            assert first in children() - before
+        with pool(asked) as opened:
+            assert opened.executor.submit(simulated_blocks.whoami, None).result(60) not in {first, *before}
+    assert not {first} & children()
+
+
+def test_workers_that_are_started_early_and_not_needed_go_too(config):
+    before = children()
+    with pytest.raises(ZeroDivisionError), early_pool(config("local", 2)):
+        raise ZeroDivisionError
+    left = [psutil.Process(pid).cmdline() for pid in children() - before]
+    assert [line for line in left if "spawn_main" in " ".join(line)] == []
+
+
+def test_workers_that_cannot_be_started_early_are_told_of_when_they_are_needed(config, monkeypatch):
+    def broken(*_):
+        raise ConfigError("no such cluster")
+
+    monkeypatch.setitem(clusters._KINDS, "local", (*clusters._KINDS["local"][:3], broken))
+    asked = config("local", 1)
+    with early_pool(asked) as pool, pytest.raises(ConfigError, match="no such cluster"), pool(asked):
+        pass
+
+
+@pytest.mark.parametrize("executor", ["threads", "tcp://127.0.0.1:9"])
+def test_only_workers_of_this_machine_are_started_early(executor, config):
+    with early_pool(config(executor, 1)) as pool:
+        assert pool is open_pool
 
 
 # ---------------------------------------------------------------------------------------------- workers
