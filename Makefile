@@ -67,7 +67,7 @@ compare: setup
 
 # pins of everything, with digests, for every platform, and of what an image holds and is built with; names no index
 lock: $(STAMP)
-	$(UV) pip compile pyproject.toml --group dev --extra tensorboard --universal --python-version 3.12 --generate-hashes \
+	$(UV) pip compile pyproject.toml --group dev --extra tensorboard --extra openvino --universal --python-version 3.12 --generate-hashes \
 		--no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
 	$(UV) pip compile pyproject.toml --universal --python-version 3.13 --constraint requirements.lock --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --quiet --output-file deploy/requirements.lock

@@ -29,7 +29,7 @@ from pipeline.overlays import add_overlays, described
 from pipeline.pictures import BEFORE_ONLY
 from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, Plan
 from pipeline.product.write import ProductInputs
-from pipeline.request import Request
+from pipeline.request import ENGINE_FILE, Request
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -234,9 +234,16 @@ def _record(
             "forward_share": round(forward / seconds, 3) if seconds else None,
             "worker_peak_rss_mb": max((r.peak_rss_mb for r in records), default=0),
             "devices": sorted({r.device for r in records if r.device}),
+            "engine": _engine(request.work),
             "fetch": fetched(request.work, plan),
         },
     }
+
+
+def _engine(work: Path) -> dict[str, Any] | None:
+    """How far the engine agrees with float32, where that was measured; None for the plainest engines."""
+    path = work / ENGINE_FILE
+    return dict(json.loads(path.read_bytes())) if path.is_file() else None
 
 
 def remote_assets(plan: Plan) -> list[dict[str, str | None]]:

@@ -191,7 +191,7 @@ class Compute(Section):
 
     executor: str = "local"
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = "auto"
-    engine: Literal["auto", "torch", "onnx"] = "auto"
+    engine: Literal["auto", "torch", "onnx", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     @field_validator("executor")

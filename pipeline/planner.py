@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
 from pipeline.models.card import ModelCard
+from pipeline.models.engines import HALF
 from pipeline.plan import AUXILIARY_PREFIX, EVENTS_FILE, LABELS_FILE, Plan
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def plan_inputs(config: RunConfig, card: ModelCard) -> dict[str, Any]:
         "files": [stamp(path) for path in files],
         "model": digest(card.model_dump(mode="json")),
         "code": code_digest(),
+        **({"precision": config.compute.precision} if config.compute.precision in HALF else {}),
     }
 
 
@@ -74,9 +76,10 @@ def archive_state(config: RunConfig) -> str:
     return digest(stamp(source)) if source.is_file() else ""
 
 
-def _model_digest(card: ModelCard) -> str:
+def _model_digest(card: ModelCard, precision: str) -> str:
     """What the pixels of a block depend on: another region head decides anew over the blocks that are there."""
-    return digest(card.model_dump(mode="json", exclude={"region", "scores", "error_matrix"}))
+    parts = card.model_dump(mode="json", exclude={"region", "scores", "error_matrix"})
+    return digest([parts, precision] if precision in HALF else parts)
 
 
 def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
@@ -127,7 +130,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         aoi=shapely.to_wkt(aoi, rounding_precision=9),
         grid=grid,
         layout=layout,
-        model=_model_digest(card),
+        model=_model_digest(card, config.compute.precision),
         bands=card.bands,
         event_count=len(events),
         event_ha=float(events["area_ha"].sum()),
@@ -210,6 +213,11 @@ def _warnings(config: RunConfig, card: ModelCard, pixels: Any) -> list[str]:
         out.append(
             f"tiling: patch {config.tiling.patch} with stride {config.tiling.stride}, "
             f"the model was judged with {card.patch.size} and {card.patch.stride}"
+        )
+    if config.compute.precision in HALF:
+        out.append(
+            f"compute.precision {config.compute.precision}: some pixels get another class than in float32; timings of "
+            "run.json say how many of a random patch"
         )
     unseen = int((pixels == 0).sum())
     if unseen:

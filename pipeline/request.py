@@ -19,6 +19,8 @@ from pipeline.costs.clock import Clock
 from pipeline.errors import ConfigError
 
 REQUEST_FILE = "request.json"
+ENGINE_FILE = "engine.json"
+"""How far the engine of a run agrees with float32, where it is not the plainest one."""
 Progress = Callable[[BlockRecord], None]
 
 

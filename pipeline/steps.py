@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from pipeline.ledger import Ledger, drive
 from pipeline.plan import PLAN_FILE, Plan, product_digest, state_digest
 from pipeline.plan_scenes import without_scenes
 from pipeline.planner import archive_state, checked_model, make_plan, plan_inputs
-from pipeline.request import Outcome, Request
+from pipeline.request import ENGINE_FILE, Outcome, Request
 from pipeline.stores.checkpoints import CheckpointStore
 from pipeline.stores.products import at_hand, check_store, publish, read_record
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
+_log = logging.getLogger("clearcause")
 # ---------------------------------------------------------------------------------------------- plan
 
 
@@ -169,10 +171,13 @@ def _wanted(request: Request, plan: Plan) -> list[planning.PlannedBlock]:
 
 def _prepare_engine(config: RunConfig) -> None:
     """Export the network once, here, so that CPU workers only find it; GPU workers run torch and need none."""
-    from pipeline.models.engines import segmenter_for_worker
+    from pipeline.models.engines import check_engine
 
-    if config.compute.engine != "torch":
-        segmenter_for_worker(config.model, config.compute.engine, "auto", config.compute.precision)
+    path, compute = config.work / ENGINE_FILE, config.compute
+    path.unlink(missing_ok=True)
+    if compute.engine != "torch" and (agreement := check_engine(config.model, compute.engine, compute.precision)):
+        write_json(path, {"engine": "openvino", "precision": compute.precision, **dataclasses.asdict(agreement)})
+        _log.info("openvino, %s, against float32: %s", compute.precision, agreement)
 
 
 def _save_ledger(request: Request, ledger: Ledger) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openvino
+import pytest
 from run_samples import World, checkpoints, run, write_config
 
 from pipeline.config import load_config
@@ -57,3 +59,20 @@ def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_the_one_that_st
     grown = f"import numpy as np; a = np.ones({400 * 2**20}, np.uint8); {PEAK}"
     assert int(python(grown)) > 400 + alone / 2
     assert large[0]
+
+
+def test_half_precision_is_another_model_and_the_product_says_how_far_it_agrees(
+    world: World, tiny_model: Path, tmp_path: Path
+) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor does not compute in bfloat16")
+    path = write_config(tmp_path, world, tiny_model, compute__engine="auto")
+    record = run(path).product / "run.json"
+    full, before = json.loads(record.read_text()), set(checkpoints(path))
+    assert full["timings"]["engine"] is None
+    half = json.loads((run(path, "compute.precision=bf16").product / "run.json").read_text())
+    assert half["timings"]["engine"]["precision"] == "bf16"
+    assert 0.95 < half["timings"]["engine"]["argmax_agreement"] <= 1
+    assert [text for text in half["warnings"] if "bf16" in text]
+    assert not [text for text in full["warnings"] if "bf16" in text]
+    assert len(set(checkpoints(path)) - before) == len(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from model_samples import BANDS, card_fields, random_network, random_package
 
 from pipeline.errors import ModelError
+from pipeline.models.agreement import AGREEMENT
 from pipeline.models.card import Part, read_card
-from pipeline.models.engines import MOST_PATCHES, open_segmenter, segmenter_for_worker
+from pipeline.models.engines import MOST_PATCHES, check_engine, open_segmenter, segmenter_for_worker
 from pipeline.models.exported import CACHE_VARIABLE, export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
+from pipeline.models.openvino_engine import OpenVinoEngine
 from pipeline.models.package import import_onnx, save_package, verify_package
 from pipeline.models.prepare import prepare, random_patch
 from pipeline.models.store import load_package
@@ -45,7 +48,7 @@ def patches(folder: Path) -> np.ndarray:
     return np.concatenate([patch, holes, np.full_like(patch, np.nan), patch * 0.5])
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_an_image_does_not_depend_on_its_batch(folder: Path, engine: str) -> None:
     segmenter = open_segmenter(folder, engine, device="cpu")  # type: ignore[arg-type]
     images = patches(folder)
@@ -61,11 +64,70 @@ def test_an_image_does_not_depend_on_its_batch(folder: Path, engine: str) -> Non
 
 
 def test_engines_agree(folder: Path) -> None:
-    torch_engine, onnx_engine = (open_segmenter(folder, engine, device="cpu") for engine in ("torch", "onnx"))
-    assert isinstance(torch_engine, TorchEngine)
-    assert isinstance(onnx_engine, OnnxEngine)
-    images = patches(folder)
-    np.testing.assert_allclose(torch_engine.logits(images), onnx_engine.logits(images), rtol=0, atol=1e-4)
+    kinds = {"torch": TorchEngine, "onnx": OnnxEngine, "openvino": OpenVinoEngine}
+    images, said = patches(folder), {}
+    for engine, kind in kinds.items():
+        opened = open_segmenter(folder, engine, device="cpu")  # type: ignore[arg-type]
+        assert isinstance(opened, kind)
+        said[engine] = opened.logits(images)
+    np.testing.assert_allclose(said["torch"], said["onnx"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(said["onnx"], said["openvino"], rtol=0, atol=1e-4)
+
+
+def able(precision: str) -> bool:
+    import openvino
+
+    return precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_cpu_is_openvinos_and_how_far_it_agrees_is_said(folder: Path, precision: str) -> None:
+    if not able(precision):
+        with pytest.raises(ModelError, match=f"precision {precision}: this processor does not compute it"):
+            open_segmenter(folder, device="cpu", precision=precision)  # type: ignore[arg-type]
+        return
+    half = open_segmenter(folder, device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert isinstance(half, OpenVinoEngine)
+    full, images = open_segmenter(folder, "onnx", "cpu"), patches(folder)
+    difference = np.abs(half.logits(images) - full.logits(images)).max()
+    assert 1e-6 < difference < 0.3
+    found = check_engine(folder, "auto", precision)  # type: ignore[arg-type]
+    assert found is not None
+    assert 0.95 < found.argmax_agreement <= 1
+    assert 0 < found.max_probability_difference < 0.1
+    assert "random patch" in str(found)
+
+
+def test_plain_engines_need_no_comparison_and_openvino_in_float32_passes_it(folder: Path) -> None:
+    assert check_engine(folder, "onnx", "auto") is None
+    assert check_engine(folder, "torch", "auto") is None
+    found = check_engine(folder, "openvino", "fp32")
+    assert found is not None
+    assert found.argmax_agreement >= AGREEMENT
+
+
+def test_an_openvino_that_names_other_classes_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = OpenVinoEngine.logits
+    monkeypatch.setattr(OpenVinoEngine, "logits", lambda self, images: logits(self, images)[:, ::-1])
+    with pytest.raises(ModelError, match=r"OpenVINO names another class than ONNX Runtime on .*; set engine: onnx"):
+        check_engine(folder, "openvino", "auto")
+
+
+def test_half_precision_of_onnx_runtime_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match="precision bf16: ONNX Runtime computes in float32; set engine: openvino"):
+        open_segmenter(folder, "onnx", "cpu", "bf16")
+
+
+def test_without_openvino_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ModelError, match=r"not installed; pip install 'clearcause\[openvino\]'"):
+        open_segmenter(folder, "openvino", "cpu")
+
+
+def test_damage_is_told_by_openvino_in_a_line(folder: Path) -> None:
+    with pytest.raises(ModelError, match="OpenVINO cannot load it") as error:
+        OpenVinoEngine(read_card(folder), b"no graph", "here")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -137,16 +199,9 @@ def test_what_does_not_fit_the_card_is_refused(folder: Path) -> None:
     assert np.isfinite(prepare(bright, card)).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"engine": "torch", "precision": "bf16"}, "needs a GPU"),
-        ({"engine": "onnx", "precision": "fp16"}, "needs a GPU"),
-    ],
-)
-def test_precisions_of_gpus_are_refused_on_a_cpu(folder: Path, options: dict[str, str], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
-        open_segmenter(folder, device="cpu", **options)  # type: ignore[arg-type]
+def test_half_precision_of_torch_is_refused_on_a_cpu(folder: Path) -> None:
+    with pytest.raises(ModelError, match="precision bf16 needs a GPU"):
+        open_segmenter(folder, "torch", "cpu", "bf16")
 
 
 def test_a_worker_opens_a_model_once(folder: Path) -> None:

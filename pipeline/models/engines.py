@@ -1,9 +1,10 @@
-"""Engines: a model package made ready to run (`Segmenter`), by torch or by ONNX Runtime.
+"""Engines: a model package made ready to run (`Segmenter`), by torch, ONNX Runtime or OpenVINO.
 
-On a CPU ONNX Runtime is the faster and smaller of the two, so `auto` is torch on a GPU and onnx elsewhere.
-Both share `prepare`, where reflectance becomes network input. On a CPU images go through one by
-one: as fast as any batch, and an image's logits cannot depend on its neighbours in the batch.
-Only what runs on torch loads it: a worker on ONNX Runtime is smaller by 800 MB and starts twice as fast.
+`auto` is torch on a GPU. On a CPU it is ONNX Runtime, and OpenVINO where half precision is asked for, as it computes
+that on processors that can; `python -m benchmarks.engines` measures them all on this machine. All share `prepare`,
+where reflectance becomes network input. On a CPU images go through one by one: as fast as any batch, and an image's
+logits cannot depend on its neighbours in the batch. Only what runs on torch loads it: a worker on ONNX Runtime is
+smaller by 800 MB and starts twice as fast.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ModelError
+from pipeline.models.agreement import AGREEMENT, Agreement, compare
 from pipeline.models.exported import export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
+from pipeline.models.openvino_engine import OpenVinoEngine
 from pipeline.models.store import Package, load_package
 
 if TYPE_CHECKING:
     from pipeline.models.contracts import Segmenter
     from pipeline.models.torch_engine import TorchEngine
 
-Engine = Literal["auto", "torch", "onnx"]
+Engine = Literal["auto", "torch", "onnx", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+HALF = ("bf16", "fp16")
 
 _log = logging.getLogger(__name__)
 
@@ -40,28 +44,36 @@ def open_segmenter(
 ) -> Segmenter:
     """Open the model package in `folder`; raises ModelError where the package, the engine or the device will not do.
 
-    `auto` is torch where there is a GPU, else onnx: the package's own graph, or one exported once per weights
-    into the user's cache; where exporting fails, torch with a logged warning. `precision` other than fp32 is
-    for GPUs. `threads` is per process: with one worker process per core, 1.
+    Engines of graphs take the package's own, or one exported once per weights into the user's cache; where exporting
+    fails, `auto` is torch with a logged warning. `precision` `auto` is fp32. `threads` is per process: with one worker
+    process per core, 1.
     """
     package = load_package(folder)
     on_gpu = _use_cuda(device)
     if engine == "torch" or (engine == "auto" and on_gpu and not package.is_onnx):
         return _open_torch(package, on_gpu, precision, threads)
     if device == "cuda":
-        raise ModelError(f"model {folder}: the onnx engine runs on the CPU here; set device: cpu or engine: torch")
-    if precision not in ("auto", "fp32"):
-        raise ModelError(f"precision {precision} needs a GPU and the torch engine; set precision: auto")
+        raise ModelError(f"model {folder}: graphs run on the CPU here; set device: cpu or engine: torch")
     if package.is_onnx:
-        return OnnxEngine(package.card, package.read(), str(package.weights), threads)
+        return _open_graph(package, package.read(), package.weights, engine, precision, threads)
     try:
         graph = export_onnx(folder)
-        return OnnxEngine(package.card, graph.read_bytes(), str(graph), threads)
+        return _open_graph(package, graph.read_bytes(), graph, engine, precision, threads)
     except (ModelError, OSError) as error:
-        if engine == "onnx":
-            raise ModelError(f"model {folder}: no onnx engine: {error}") from error
+        if engine != "auto" or precision in HALF:
+            raise ModelError(f"model {folder}: no {engine} engine: {error}") from error
         _log.warning("model %s: running on torch, about half as fast: %s", folder, error)
         return _open_torch(package, False, precision, threads)
+
+
+def _open_graph(
+    package: Package, graph: bytes, path: Path, engine: Engine, precision: Precision, threads: int
+) -> Segmenter:  # fmt: skip
+    if engine == "openvino" or (engine == "auto" and precision in HALF):
+        return OpenVinoEngine(package.card, graph, str(path), threads, precision)
+    if precision in HALF:
+        raise ModelError(f"precision {precision}: ONNX Runtime computes in float32; set engine: openvino")
+    return OnnxEngine(package.card, graph, str(path), threads)
 
 
 @functools.lru_cache(maxsize=2)
@@ -74,6 +86,27 @@ def segmenter_for_worker(
 ) -> Segmenter:
     """Return `open_segmenter` of the same arguments, opened once per process; use only for packages that stay put."""
     return open_segmenter(folder, engine, device, precision, threads)
+
+
+def check_engine(folder: Path, engine: Engine, precision: Precision) -> Agreement | None:
+    """Open a package here as a worker does, and hold OpenVINO against ONNX Runtime in float32.
+
+    None for torch, and for ONNX Runtime, whose graph was held against torch when it was exported. In half precision
+    the agreement is for the user to judge.
+
+    Raises:
+        ModelError: the package cannot be opened, or OpenVINO in float32 names other classes.
+    """
+    segmenter = segmenter_for_worker(folder, engine, "auto", precision)
+    if not isinstance(segmenter, OpenVinoEngine):
+        return None
+    found = compare(segmenter, open_segmenter(folder, "onnx", "cpu"))
+    if precision not in HALF and found.argmax_agreement < AGREEMENT:
+        raise ModelError(
+            f"model {folder}: OpenVINO names another class than ONNX Runtime on {1 - found.argmax_agreement:.2%} of a "
+            "random patch; set engine: onnx"
+        )
+    return found
 
 
 MOST_PATCHES = 64

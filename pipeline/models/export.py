@@ -6,33 +6,21 @@ import hashlib
 import json
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline.artifacts import write_bytes
 from pipeline.errors import ModelError
+from pipeline.models.agreement import AGREEMENT, compare
 from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.package import load_network
 from pipeline.models.prepare import random_patch
 from pipeline.models.store import Package
 from pipeline.models.torch_engine import TorchEngine
 
-AGREEMENT = 0.9999
-"""Least share of pixels on which both engines must name the same class."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How an exported graph compares with torch on one random patch; `graph_sha256` is that of the .onnx file."""
-
-    graph_sha256: str
-    max_abs_difference: float
-    argmax_agreement: float
-    torch: str
 
 
 def export_graph(package: Package, path: Path) -> None:
@@ -43,22 +31,15 @@ def export_graph(package: Package, path: Path) -> None:
     """
     _log.info("model %s: exporting to ONNX once, about 15 seconds", package.card.name)
     content = _graph(package)
-    patch = random_patch(package.card)
-    torch_logits = TorchEngine(package).logits(patch)
-    onnx_logits = OnnxEngine(package.card, content, str(path)).logits(patch)
-    agreement = Agreement(
-        graph_sha256=hashlib.sha256(content).hexdigest(),
-        max_abs_difference=float(np.abs(torch_logits - onnx_logits).max()),
-        argmax_agreement=float((torch_logits.argmax(1) == onnx_logits.argmax(1)).mean()),
-        torch=torch.__version__,
-    )
-    if agreement.argmax_agreement < AGREEMENT:
+    found = compare(OnnxEngine(package.card, content, str(path)), TorchEngine(package))
+    if found.argmax_agreement < AGREEMENT:
         raise ModelError(
             f"model {package.folder}: the exported graph names another class than torch on "
-            f"{1 - agreement.argmax_agreement:.2%} of a random patch; set engine: torch"
+            f"{1 - found.argmax_agreement:.2%} of a random patch; set engine: torch"
         )
+    told = {"graph_sha256": hashlib.sha256(content).hexdigest(), **asdict(found), "torch": torch.__version__}
     write_bytes(path, content)
-    write_bytes(path.with_suffix(".json"), json.dumps(asdict(agreement), indent=1).encode())
+    write_bytes(path.with_suffix(".json"), json.dumps(told, indent=1).encode())
 
 
 def _graph(package: Package) -> bytes:

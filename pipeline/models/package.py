@@ -20,8 +20,9 @@ from safetensors.torch import load, save
 from pipeline.artifacts import write_bytes
 from pipeline.errors import ModelError
 from pipeline.models.card import CARD_FILE, WEIGHTS_FILES, ModelCard
+from pipeline.models.graph_engine import looks_like_probabilities
 from pipeline.models.network import Network, network_of
-from pipeline.models.onnx_engine import OnnxEngine, looks_like_probabilities
+from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.prepare import random_patch
 from pipeline.models.store import ONNX, SAFETENSORS, Package, load_package
 
