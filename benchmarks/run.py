@@ -1,67 +1,148 @@
-"""`make bench`: speed and memory of the main job on simulated provinces.
+"""`make bench`: speed and memory of the main job on simulated provinces, and against another commit.
 
-For each loss cover: Mpx/s end to end (model pixels over wall time of the run), the share of block time inside the
-model's forward pass, and the peak memory of a worker. All imagery is simulated; the arithmetic is the real one.
+    python -m benchmarks.run                                       # 2,000 px, 1 % and 30 % loss, 2 workers
+    python -m benchmarks.run --size 2000 4000 7600 --share 0.01 0.1 0.3 --workers 1 2
+    python -m benchmarks.run --against HEAD~20 --rounds 5          # both by turns: the ratio says what the code did
+
+A case is a whole `clearcause run --no-prefect` in processes of its own, start-up included. One JSON line for each:
+seconds of the wall and of all cores, of each stage and of blocks; megapixels of patches a second of the wall, of a
+core, and of blocks; the share of blocks' time inside the model; peak memory of a worker. Lines are kept in
+out/bench/results.jsonl. A machine is never the same twice, so a stored line is no ruler: `--against` runs the other
+commit's code on the same provinces between the runs of this one, and prints medians of the ratio of each pair. All
+imagery is simulated; the arithmetic is the real one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
+import platform
 import shutil
+import statistics
+import subprocess
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flows.runtime import open_pool
+import yaml
+
 from pipeline.demo import ROOT, province_config, write_province
-from pipeline.graph import run_region
-from pipeline.request import Request
 from pipeline.simulate import ProvinceParams
 
+RATIOS = ("wall_s", "cpu_s", "worker_peak_rss_mb")
 
-def measure(out: Path, size: int, share: float, workers: int, block: int | None = None) -> dict[str, object]:
-    """Run one province from its scenes to its product and return the figures."""
-    params = ProvinceParams(size=size, seed=7, loss_share=share, dates=3)
-    province = write_province(out / f"province-{size}-{share}", params)
-    product = out / f"product-{size}-{share}"
+
+@dataclass(frozen=True)
+class Case:
+    """A simulated province of `size` pixels a side, the share of it that is loss, and how it is run."""
+
+    size: int
+    share: float
+    workers: int
+    block: int | None = None
+
+
+def prepared(out: Path, case: Case, name: str) -> Path:
+    """The configuration file of a case, its product in a folder that is empty; the province is simulated once."""
+    params = ProvinceParams(size=case.size, seed=7, loss_share=case.share, dates=3)
+    province = write_province(out / f"province-{case.size}-{case.share}", params)
+    product = out / f"product-{name}"
     for folder in (product, product.with_name(product.name + ".work")):
         shutil.rmtree(folder, ignore_errors=True)
-    overrides = [f"compute.workers={workers}", *([f"grid.block={block}"] if block else [])]
+    overrides = [f"compute.workers={case.workers}", *([f"grid.block={case.block}"] if case.block else [])]
     config = province_config(ROOT / "configs" / "demo.yaml", province, product, *overrides)
-    started = time.perf_counter()
-    outcome = run_region(Request(config, pool=open_pool))
-    wall = time.perf_counter() - started
-    timings = json.loads((outcome.product / "run.json").read_text(encoding="utf-8"))["timings"]
-    megapixels = outcome.counts["patches"] * 256**2 / 1e6
+    path = out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def measure(out: Path, case: Case, code: Path = ROOT) -> dict[str, Any]:
+    """Run a case with the code of a checkout and return its figures; raises RuntimeError where the run failed."""
+    config = prepared(out, case, "bench")
+    state = {"PYTHONPATH": str(code), "CLEARCAUSE_STATE": str(out / "state")}
+    line = [sys.executable, "-m", "pipeline.cli", "run", str(config), "--no-prefect"]
+    with (out / "run.log").open("wb") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(line, cwd=code, env={**os.environ, **state}, stdout=log, stderr=log)
+        # of the process and of all that it has waited for: its workers
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(line)}: exit code {process.returncode}, see {out / 'run.log'}")
+    run = json.loads((out / "product-bench" / "run.json").read_text(encoding="utf-8"))
+    timings, counts = run["timings"], run["counts"]
+    megapixels, cpu = counts["patches"] * 256**2 / 1e6, used.ru_utime + used.ru_stime
     return {
-        "size": size,
-        "loss_share": share,
-        "workers": workers,
-        "block": config.grid.block,
-        "blocks": outcome.counts["blocks"],
-        "patches": outcome.counts["patches"],
-        "model_mpx": round(megapixels, 1),
-        "scene_mpx": round(size**2 / 1e6, 1),
-        "wall_s": round(wall, 1),
-        "mpx_per_s_end_to_end": round(megapixels / wall, 3),
-        "block_s": timings["block_seconds"],
-        "forward_share_of_block_time": timings["forward_share"],
-        "worker_peak_rss_mb": timings["worker_peak_rss_mb"],
-    }
+        **vars(case), "blocks": counts["blocks"], "patches": counts["patches"],
+        "scene_mpx": round(case.size**2 / 1e6, 1), "model_mpx": round(megapixels, 1),
+        "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "stages": timings["stages"],
+        "mpx_per_s": round(megapixels / wall, 3), "mpx_per_core_s": round(megapixels / cpu, 3),
+        "mpx_per_s_in_blocks": round(megapixels / timings["block_seconds"], 3), "block_s": timings["block_seconds"],
+        "forward_share_of_block_time": timings["forward_share"], "worker_peak_rss_mb": timings["worker_peak_rss_mb"],
+    }  # fmt: skip
+
+
+def keep(out: Path, told: dict[str, Any]) -> None:
+    """Print a line and add it to the results, with the machine, the commit and the time."""
+    print(json.dumps(told), flush=True)
+    where = {"machine": platform.node(), "processor": platform.processor() or platform.machine()}
+    stamp = {"commit": revision("HEAD"), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **where}
+    with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**stamp, **told}) + "\n")
+
+
+def revision(name: str) -> str:
+    """The commit of a name, raises CalledProcessError for an unknown one."""
+    line = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{name}^{{commit}}"]
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def checked_out(out: Path, commit: str) -> Path:
+    """The code of a commit in a folder of its own."""
+    folder = out / f"code-{commit[:12]}"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return folder
+
+
+def compare(out: Path, case: Case, other: Path, rounds: int) -> dict[str, Any]:
+    """Ratios of this code to another's, medians over pairs of runs that follow each other, with the extremes."""
+    pairs = []
+    for number in range(rounds):
+        # who is first changes, so that a machine that warms up or tires favours nobody
+        order = (other, ROOT) if number % 2 else (ROOT, other)
+        found = {code: measure(out, case, code) for code in order}
+        pairs.append({key: found[ROOT][key] / found[other][key] for key in RATIOS})
+    told: dict[str, Any] = {**vars(case), "against": other.name.removeprefix("code-"), "rounds": rounds}
+    for key in RATIOS:
+        ratios = [pair[key] for pair in pairs]
+        told[key] = {"ratio": round(statistics.median(ratios), 3), "of": [round(f(ratios), 3) for f in (min, max)]}
+    return told
 
 
 def main() -> None:
-    """Measure and print one JSON line for each case."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure every case, or compare it with another commit, and print one JSON line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
     parser.add_argument("--size", type=int, nargs="+", default=[2000])
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.30])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--block", type=int, help="pixels a side of a block; default that of the demo")
+    parser.add_argument("--against", help="a commit whose code is run by turns with this one")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs, with --against")
     args = parser.parse_args()
-    for size in args.size:
-        for share in args.share:
-            print(json.dumps(measure(args.out, size, share, args.workers, args.block)), flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    other = checked_out(args.out, revision(args.against)) if args.against else None
+    for size, share, workers in itertools.product(args.size, args.share, args.workers):
+        case = Case(size, share, workers, args.block)
+        keep(args.out, compare(args.out, case, other, args.rounds) if other else measure(args.out, case))
 
 
 if __name__ == "__main__":

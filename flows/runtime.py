@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ _PATIENCE = {"slurm": 24 * 3600.0, "kubernetes": 3600.0}
 _USUAL_PATIENCE = 300.0
 """Seconds without any worker, or without the scheduler, after which a run gives up; jobs may queue for longer."""
 _START = 120.0
+_RESULTS = 8
 TRIES = "tries"
 _log = logging.getLogger("clearcause")
 
@@ -119,9 +121,9 @@ def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
     paths = tuple(path for path in (config.imagery.cache, Path(config.imagery.source)) if path.exists())
     token = uuid.uuid4().hex
     workers = _Workers(client, config, needs_of(work, token, paths, config.model))
+    blocks = _Blocks(client, work / TRIES, workers)
     try:
         workers.first()
-        blocks = _Blocks(client, work / TRIES, workers)
 
         def slots() -> int:
             count = workers.slots()
@@ -135,6 +137,7 @@ def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
             client.dashboard_link or "",
         )
     finally:
+        blocks.close()
         workers.close()
         shutil.rmtree(work / TRIES, ignore_errors=True)
 
@@ -147,15 +150,21 @@ class _Try:
     call: tuple[Any, ...]
     mark: Path
     workers: frozenset[str] = frozenset()
-    inner: Future[Any] | None = None
+    inner: Any = None
 
 
 class _Blocks(Executor):
-    """Blocks on Dask: each submission is begun at most once, and only on workers that were found fit."""
+    """Blocks on Dask: each submission is begun at most once, and only on workers that were found fit.
+
+    Not Dask's own executor: it never ends a future whose worker dies between the end of a task and the fetching of its
+    result, as the scheduler then tries the task again and its error comes out of the fetching.
+    """
 
     def __init__(self, client: Any, tries: Path, workers: _Workers) -> None:
-        self._tries, self._workers = tries, workers
-        self._plain = client.get_executor(pure=False, retries=0)
+        self._client, self._tries, self._workers = client, tries, workers
+        # Dask has one thread for all callbacks, and fetching a result may wait for another try of its task
+        self._results = ThreadPoolExecutor(_RESULTS, "results")
+        self._guard = threading.Lock()
         self._open: set[_Try] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
@@ -179,22 +188,34 @@ class _Blocks(Executor):
 
     def _send(self, one: _Try) -> None:
         one.workers = frozenset(self._workers.fit)
-        inner: Future[Any] = self._plain.submit(
-            try_once, *one.call, workers=list(one.workers), resources=self._workers.resources
+        one.inner = self._client.submit(
+            try_once, *one.call, workers=list(one.workers), resources=self._workers.resources, pure=False, retries=0
         )
-        one.inner = inner
-        inner.add_done_callback(lambda done: self._end(one, done))
+        one.inner.add_done_callback(lambda done: self._results.submit(self._end, one, done))
 
-    def _end(self, one: _Try, done: Future[Any]) -> None:
-        if one.inner is not done:
-            return
-        self._open.discard(one)
+    def _end(self, one: _Try, done: Any) -> None:
+        """Fetch what a try has come to and hand it on, unless it was sent again meanwhile."""
+        result: Any = None
+        error: Exception | CancelledError | None = None
+        try:
+            result = done.result()
+        except CancelledError:
+            error = CancelledError("the scheduler was lost")
+        except Exception as raised:
+            error = raised
+        with self._guard:
+            if one.inner is not done or one not in self._open:
+                return
+            self._open.discard(one)
         one.mark.unlink(missing_ok=True)
-        error = CancelledError("the scheduler was lost") if done.cancelled() else done.exception()
         if error is None:
-            one.outer.set_result(done.result())
+            one.outer.set_result(result)
         else:
             one.outer.set_exception(error)
+
+    def close(self) -> None:
+        """Fetch no more results."""
+        self._results.shutdown(wait=False, cancel_futures=True)
 
 
 class _Workers:

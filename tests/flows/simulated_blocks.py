@@ -52,3 +52,17 @@ def tasks(work: Path, names: list[str], **changes: float) -> list[Task]:
 def whoami(_task: object) -> int:
     """The process that a block would be computed in."""
     return os.getpid()
+
+
+class Fatal:
+    """What kills the process that sends it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Die."""
+        os.kill(os.getpid(), signal.SIGKILL)
+        return (Fatal,)
+
+
+def finishes_and_dies(_task: object) -> Fatal:
+    """A block that is done, and whose worker dies when it is asked for the result."""
+    return Fatal()

@@ -19,6 +19,7 @@ from simulated_blocks import POISON, tasks
 
 from flows import clusters, workers
 from flows.runtime import TRIES, early_pool, open_pool
+from flows.workers import TriedBefore
 from pipeline.config import Compute, load_config
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.ledger import MAX_ATTEMPTS, Ledger, drive
@@ -329,6 +330,16 @@ def test_a_poisonous_block_beside_fifty_good_ones(kind, config, request, tmp_pat
     assert ended - float(begun[-1]) < 60
     computed = {path.name: path.read_text() for path in (asked.work / "computed").iterdir()}
     assert computed == dict.fromkeys(set(names) - {POISON}, "x"), "a committed block was computed again"
+
+
+def test_a_worker_that_dies_with_a_result_that_was_not_fetched_yet(config):
+    """The block is told to have been tried; Dask's own executor would wait for it for ever."""
+    asked = config("local", 2)
+    with open_pool(asked) as pool:
+        tried = pool.executor.submit(simulated_blocks.finishes_and_dies, tasks(asked.work, ["b0"])[0])
+        with pytest.raises(TriedBefore, match="block b0: this try was begun before"):
+            tried.result(120)
+        assert drive(tasks(asked.work, ["b1"]), simulated_blocks.compute, pool).records["b1"].status == "done"
 
 
 @pytest.mark.slow
