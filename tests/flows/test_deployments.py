@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import re
 import time
 import uuid
 from pathlib import Path
 
 import httpx
+import prefect
 import pytest
 import yaml
 from prefect import flow_engine
@@ -19,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.runner import _scheduled_run_poller
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from run_samples import ROOT, run, write_config
+from werkzeug import Response
 
 from flows import deployments, outages
 from flows.artifacts import Board, Progress, both
@@ -126,6 +129,34 @@ def test_without_its_server_a_run_keeps_its_lease_and_goes_on(gone):
         end = time.monotonic() + 2
         while time.monotonic() < end:
             time.sleep(0.05)  # in steps: what ends a run comes between two of them
+
+
+def test_a_lease_is_renewed_again_and_again_until_the_run_ends(httpserver):
+    lease, renewed = uuid.uuid4(), []
+
+    def answer(request):
+        if request.path.endswith("/csrf-token"):
+            return Response(status=404)  # as of a server that asks for no such token
+        if request.path.endswith("/admin/version"):
+            return Response(json.dumps(prefect.__version__), content_type="application/json")
+        renewed.append((request.method, request.path, request.get_json()))
+        return Response(status=204)
+
+    httpserver.expect_request(re.compile(".*")).respond_with_handler(answer)
+    with temporary_settings({PREFECT_API_URL: httpserver.url_for("/api")}):
+        with outages.keep_lease(lease, 0.4):
+            end = time.monotonic() + 60
+            while len(renewed) < 3:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        time.sleep(0.5)  # one may be under way
+        after = len(renewed)
+        time.sleep(1)
+    assert len(renewed) == after
+    assert {(how, path.rpartition("/api")[2]) for how, path, _ in renewed} == {
+        ("POST", f"/v2/concurrency_limits/leases/{lease}/renew")
+    }
+    assert {body["lease_duration"] for _, _, body in renewed} == {0.4}
 
 
 @pytest.mark.parametrize("fault", [httpx.ConnectError("away"), httpx.ReadTimeout("slow"), 500, 503])
