@@ -110,7 +110,7 @@ class Site:
 
     def start(self, config):
         """Start a run; its log is a new one."""
-        self.log.unlink(missing_ok=True)
+        self.log.write_text("")  # there, however early the run is killed
         self.program.stdin.write(json.dumps([["run", str(config)], str(self.log)]) + "\n")
         self.program.stdin.flush()
         return psutil.Process(int(self.program.stdout.readline()))
