@@ -36,7 +36,6 @@ _PATIENCE = {"slurm": 24 * 3600.0, "kubernetes": 3600.0}
 _USUAL_PATIENCE = 300.0
 """Seconds without any worker, or without the scheduler, after which a run gives up; jobs may queue for longer."""
 _START = 120.0
-_RESULTS = 8
 TRIES = "tries"
 _log = logging.getLogger("clearcause")
 
@@ -121,9 +120,9 @@ def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
     paths = tuple(path for path in (config.imagery.cache, Path(config.imagery.source)) if path.exists())
     token = uuid.uuid4().hex
     workers = _Workers(client, config, needs_of(work, token, paths, config.model))
-    blocks = _Blocks(client, work / TRIES, workers)
     try:
         workers.first()
+        blocks = _Blocks(client, work / TRIES, workers)
 
         def slots() -> int:
             count = workers.slots()
@@ -137,7 +136,6 @@ def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
             client.dashboard_link or "",
         )
     finally:
-        blocks.close()
         workers.close()
         shutil.rmtree(work / TRIES, ignore_errors=True)
 
@@ -162,8 +160,6 @@ class _Blocks(Executor):
 
     def __init__(self, client: Any, tries: Path, workers: _Workers) -> None:
         self._client, self._tries, self._workers = client, tries, workers
-        # Dask has one thread for all callbacks, and fetching a result may wait for another try of its task
-        self._results = ThreadPoolExecutor(_RESULTS, "results")
         self._guard = threading.Lock()
         self._open: set[_Try] = set()
 
@@ -191,7 +187,12 @@ class _Blocks(Executor):
         one.inner = self._client.submit(
             try_once, *one.call, workers=list(one.workers), resources=self._workers.resources, pure=False, retries=0
         )
-        one.inner.add_done_callback(lambda done: self._results.submit(self._end, one, done))
+
+        def fetch(done: Any) -> None:
+            # Dask has one thread for all callbacks, and fetching a result may wait for another try of its task
+            threading.Thread(target=self._end, args=(one, done), name="result", daemon=True).start()
+
+        one.inner.add_done_callback(fetch)
 
     def _end(self, one: _Try, done: Any) -> None:
         """Fetch what a try has come to and hand it on, unless it was sent again meanwhile."""
@@ -212,10 +213,6 @@ class _Blocks(Executor):
             one.outer.set_result(result)
         else:
             one.outer.set_exception(error)
-
-    def close(self) -> None:
-        """Fetch no more results."""
-        self._results.shutdown(wait=False, cancel_futures=True)
 
 
 class _Workers:
