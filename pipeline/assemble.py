@@ -234,16 +234,20 @@ def _record(
             "forward_share": round(forward / seconds, 3) if seconds else None,
             "worker_peak_rss_mb": max((r.peak_rss_mb for r in records), default=0),
             "devices": sorted({r.device for r in records if r.device}),
-            "engine": _engine(request.work),
+            "engine": _engine(config),
             "fetch": fetched(request.work, plan),
         },
     }
 
 
-def _engine(work: Path) -> dict[str, Any] | None:
-    """How far the engine agrees with float32, where that was measured; None for the plainest engines."""
-    path = work / ENGINE_FILE
-    return dict(json.loads(path.read_bytes())) if path.is_file() else None
+def _engine(config: RunConfig) -> dict[str, Any] | None:
+    """How far the engine agrees with float32, where that was measured; None for the plainest engines.
+
+    What lies there may be of an earlier run with other settings: a run that finds all its blocks measures nothing.
+    """
+    path = config.work / ENGINE_FILE
+    told = dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    return told if told.get("asked") == [config.compute.engine, config.compute.precision] else None
 
 
 def remote_assets(plan: Plan) -> list[dict[str, str | None]]:

@@ -176,7 +176,9 @@ def _prepare_engine(config: RunConfig) -> None:
     path, compute = config.work / ENGINE_FILE, config.compute
     path.unlink(missing_ok=True)
     if compute.engine != "torch" and (agreement := check_engine(config.model, compute.engine, compute.precision)):
-        write_json(path, {"engine": "openvino", "precision": compute.precision, **dataclasses.asdict(agreement)})
+        asked = [compute.engine, compute.precision]
+        told = {"engine": "openvino", "precision": compute.precision, "asked": asked}
+        write_json(path, told | dataclasses.asdict(agreement))
         _log.info("openvino, %s, against float32: %s", compute.precision, agreement)
 
 

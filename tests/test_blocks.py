@@ -76,3 +76,6 @@ def test_half_precision_is_another_model_and_the_product_says_how_far_it_agrees(
     assert [text for text in half["warnings"] if "bf16" in text]
     assert not [text for text in full["warnings"] if "bf16" in text]
     assert len(set(checkpoints(path)) - before) == len(before)
+    # back again: every block is found, and what was measured of the other run is not told
+    run(path)
+    assert json.loads(record.read_text())["timings"]["engine"] is None
