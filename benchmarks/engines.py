@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.blocks import peak_rss_mb
 from pipeline.demo import ROOT
 from pipeline.errors import ModelError
-from pipeline.models.calibration import calibrated
+from pipeline.models.agreement import compare_logits
 from pipeline.models.card import ModelCard, read_card
 
 CASES = (("torch", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "fp16"))
@@ -94,13 +94,6 @@ def gflop_per_mpx(model: Path) -> float:
     return count_flop(load_network(package), side) / 1e9 / (side**2 / 1e6)
 
 
-def agreement(card: ModelCard, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Share of pixels of the same class, and the largest difference of a calibrated probability."""
-    p, q = (calibrated(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), card.calibration) for x in (ours, theirs))
-    same = float((p.argmax(1) == q.argmax(1)).mean())
-    return {"argmax_agreement": round(same, 6), "max_probability_difference": float(f"{np.abs(p - q).max():.2g}")}
-
-
 def compare_all(model: Path, rounds: int, patches: int) -> None:
     """Measure every case in turns and print its medians."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -131,7 +124,7 @@ def compare_all(model: Path, rounds: int, patches: int) -> None:
                 "lowest_highest": [round(f(one["mpx_per_core_s"] for one in found[case]), 3) for f in (min, max)],
                 "gflop_per_core_s": round(speed * flop, 1), "share_of_sgemm": round(speed * flop / peak, 2),
                 "open_s": round(middle["open_s"], 1), "rss_mb": round(middle["rss"]),
-                **agreement(card, np.load(files[case]), reference),
+                **vars(compare_logits(card, np.load(files[case]), reference)),
             }  # fmt: skip
             print(json.dumps(told), flush=True)
 

@@ -11,6 +11,9 @@ from pipeline.models.calibration import calibrated
 from pipeline.models.prepare import random_patch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.models.card import ModelCard
     from pipeline.models.contracts import Segmenter
 
 AGREEMENT = 0.9999
@@ -36,7 +39,11 @@ class Agreement:
 def compare(one: Segmenter, other: Segmenter) -> Agreement:
     """Run both on the random patch of the card, which they share."""
     patch = random_patch(one.card)
-    ours, theirs = one.logits(patch), other.logits(patch)
-    p, q = (calibrated(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), one.card.calibration) for x in (ours, theirs))
+    return compare_logits(one.card, one.logits(patch), other.logits(patch))
+
+
+def compare_logits(card: ModelCard, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Agreement:
+    """Compare logits [N, classes, H, W] of two engines on the same patches."""
+    p, q = (calibrated(np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), card.calibration) for x in (ours, theirs))
     same = ours.argmax(1) == theirs.argmax(1)
     return Agreement(float(same.mean()), float(np.abs(ours - theirs).max()), float(np.abs(p - q).max()))
