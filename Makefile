@@ -42,8 +42,9 @@ $(SERVERS)/.installed: $(STAMP) tests/servers/requirements.lock tests/servers/pa
 demo: setup
 	$(BIN)/clearcause demo
 
+# on every core, up to four: a process that tests the model takes some 2 GB
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

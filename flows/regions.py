@@ -18,7 +18,7 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed
 from prefect.utilities.annotations import quote
 from pydantic import Field
@@ -74,8 +74,13 @@ def run_name(config: RunConfig) -> str:
 # ---------------------------------------------------------------------------------------------- from the program
 
 
-def run_request(request: Request, name: str) -> Any:
+def run_request(request: Request, name: str, server: Callable[[], str] | None = None) -> Any:
     """Run a request of the program as a Prefect flow; the run's name says region and years.
+
+    Args:
+        request: What to run.
+        name: The run's name.
+        server: Gives the address of a server that was started for this run, for where no other is set.
 
     Raises:
         ConfigError: there is no Prefect server to begin with.
@@ -96,7 +101,10 @@ def run_request(request: Request, name: str) -> Any:
 
     try:
         # five times, as by default, a program would wait for minutes at the end for a server that is gone
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):
+        settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
+        if server and not PREFECT_API_URL.value():
+            settings[PREFECT_API_URL] = server()
+        with temporary_settings(settings):
             return region()
     except API_FAULTS as error:
         if not begun:

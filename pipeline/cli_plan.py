@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli_run import log_file, orchestrator
+from pipeline.cli_run import log_file, orchestrator_kind
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -46,7 +46,7 @@ def look_ahead(config: RunConfig, *, prefect: bool, calibrate: bool) -> LookAhea
         # with a product at hand, looking must not give it another plan
         known = steps.published_record(config.output.dir, config.output.store)
         plan = steps.plan_run(Request(config, replan=known is None))
-    setting = setting_of(config, plan, worker_count(config.compute), orchestrator(prefect))
+    setting = setting_of(config, plan, worker_count(config.compute), orchestrator_kind(prefect))
     if calibrate:
         probe_model(config, setting)
     work = work_of(plan, config, steps.finished_blocks(config.work, plan))

@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,58 @@ GRACE = 20.0
 _ROOM = 1 << 20
 
 
+@dataclass(frozen=True)
+class Orchestrator:
+    """Who runs the stages.
+
+    Attributes:
+        kind: As the forecast calls it: `plain`, `server` or `temporary server`.
+        address: Waits for the temporary server and returns the address of its API; None where there is none.
+    """
+
+    kind: str
+    address: Callable[[], str] | None = None
+
+    def carry_out(self, request: Request) -> Outcome:
+        """Run the stages of a request."""
+        if self.kind == "plain":
+            from pipeline import graph
+
+            return graph.run_region(request)
+        from flows.regions import run_name, run_request
+
+        outcome: Outcome = run_request(request, run_name(request.config), self.address)
+        return outcome
+
+
+@contextmanager
+def orchestrator(prefect: bool) -> Iterator[Orchestrator]:
+    """Give who runs the stages; a temporary server of Prefect is begun here, beside what its user does first."""
+    kind = orchestrator_kind(prefect)
+    if kind == "plain":
+        yield Orchestrator(kind)
+        return
+    _quiet_prefect()
+    if kind == "server":
+        yield Orchestrator(kind)
+        return
+    from flows.temporary_server import temporary_server
+
+    with temporary_server() as address:
+        yield Orchestrator(kind, address)
+
+
+def orchestrator_kind(prefect: bool) -> str:
+    """Who would run the stages, as the forecast calls it."""
+    if not prefect:
+        return "plain"
+    return "server" if os.environ.get("PREFECT_API_URL") else "temporary server"
+
+
 def run_config(
-    config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, prefect: bool
+    config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, by: Orchestrator
 ) -> Outcome:
-    """Run a configuration as the program does: locked, logged, with progress, by Prefect unless it is not wanted.
+    """Run a configuration as the program does: locked, logged, with progress.
 
     Raises:
         ClearcauseError: as `pipeline.graph.run_region`.
@@ -52,38 +100,19 @@ def run_config(
     ):  # fmt: skip
         request = Request(
             config, blocks, allow_incomplete, replan, open_pool, progress, worker_count(config.compute),
-            orchestrator(prefect), clock,
+            by.kind, clock,
         )  # fmt: skip
         # a rerun that has nothing to do must not wait for an orchestrator to start
         if replan:
-            return _carry_out(request, prefect)
+            return by.carry_out(request)
         with clock.stage("plan_run"):
             plan = steps.plan_run(request)
         if (done := steps.current(request, plan)) is not None:
             return done
         if {planned.block.id for planned in plan.blocks} <= steps.finished_blocks(config.work, plan):
-            return _carry_out(request, prefect)
+            return by.carry_out(request)
         with early_pool(config) as pool:
-            return _carry_out(replace(request, pool=pool), prefect)
-
-
-def _carry_out(request: Request, prefect: bool) -> Outcome:
-    from pipeline import graph
-
-    if not prefect:
-        return graph.run_region(request)
-    _quiet_prefect()
-    from flows.regions import run_name, run_request
-
-    outcome: Outcome = run_request(request, run_name(request.config))
-    return outcome
-
-
-def orchestrator(prefect: bool) -> str:
-    """Who runs the stages, as the forecast calls it."""
-    if not prefect:
-        return "plain"
-    return "server" if os.environ.get("PREFECT_API_URL") else "temporary server"
+            return by.carry_out(replace(request, pool=pool))
 
 
 @contextmanager
@@ -129,7 +158,6 @@ def _ends_on_sigterm() -> Iterator[None]:
 def _quiet_prefect() -> None:
     """Defaults for a run without a Prefect server of its own; whatever the environment says wins."""
     for key, value in {
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -138,8 +166,6 @@ def _quiet_prefect() -> None:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     }.items():
         os.environ.setdefault(key, value)
-    if not os.environ.get("PREFECT_API_URL"):
-        print("starting a temporary Prefect server (up to a minute; set PREFECT_API_URL to use yours)", file=sys.stderr)
 
 
 @contextmanager

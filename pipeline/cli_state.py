@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli_run import report, run_config
+from pipeline.cli_run import orchestrator, report, run_config
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -54,5 +54,6 @@ def retry(
     if executor:
         tree = {**config.compute.model_dump(), "executor": executor}
         config = config.model_copy(update={"compute": validated(Compute, tree, "--executor")})
-    outcome = run_config(config, (), allow_incomplete=allow_incomplete, replan=False, prefect=not no_prefect)
+    with orchestrator(not no_prefect) as by:
+        outcome = run_config(config, (), allow_incomplete=allow_incomplete, replan=False, by=by)
     report(outcome, json_)

@@ -1,0 +1,64 @@
+"""The Prefect server that a run brings along: it answers, says why it cannot, and never outlives its owner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+from prefect_server import until
+from run_samples import ROOT, program, write_config
+
+from flows.temporary_server import temporary_server
+from pipeline.errors import ConfigError
+
+OWNER = """
+import time
+from flows.temporary_server import temporary_server
+with temporary_server():
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_answers_until_its_owner_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with temporary_server() as address:
+        url = address()
+        assert url.startswith("http://127.0.0.1:"), "it is open to this machine only"
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+            assert answer.read() == b"true"
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/health", timeout=10)
+
+
+def test_it_ends_with_an_owner_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"begun\n"
+        [server] = psutil.Process(owner.pid).children()
+        owner.kill()
+    until("end of the server", 60, lambda: not server.is_running())
+
+
+@pytest.mark.parametrize("by", ["function", "program"])
+def test_one_that_cannot_start_is_told_in_a_line(by, tmp_path, monkeypatch, request):
+    nowhere = "sqlite+aiosqlite:////proc/nowhere/prefect.db"
+    if by == "function":
+        monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", nowhere)
+        with (
+            temporary_server() as address,
+            pytest.raises(ConfigError, match=r"^Prefect: its temporary server ended .*unable to open"),
+        ):
+            address()
+        return
+    config = write_config(tmp_path, request.getfixturevalue("world"), request.getfixturevalue("tiny_model"))
+    ended = program("run", config, PREFECT_HOME=str(tmp_path / "home"), PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
+    assert ended.code == 2
+    [line] = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert "unable to open database file" in line
+    assert "run with --no-prefect" in line
+    assert "Traceback" not in ended.err
