@@ -83,7 +83,7 @@ def _prefect() -> Iterator[Finding]:
 
     url = os.environ.get("PREFECT_API_URL")
     if not url:
-        text = "PREFECT_API_URL is not set: each run brings its own (10 to 40 s, beside its plan); `--no-prefect` needs none"
+        text = "PREFECT_API_URL is not set: each run brings its own (up to 40 s); `--no-prefect` needs none"
         yield Finding("Prefect", "note", text)
         return
     try:
