@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     archive = args.out / "archive"
     if not archive.is_dir():
-        _run("pipeline.simulate.archive", str(archive), "--events", str(args.events))
+        run_module("pipeline.simulate.archive", str(archive), "--events", str(args.events))
     seeds = range(args.seeds)
     judged = [_forest(archive, args.out, features, seed) for features in ("visible", "visible+aux") for seed in seeds]
     packages: dict[str, list[Path]] = {}
@@ -84,9 +84,9 @@ def main() -> None:
                 package.parent.mkdir(parents=True, exist_ok=True)
                 config = package.with_name(f"seed-{seed}.yaml")
                 config.write_text(yaml.safe_dump(configuration(archive, package, seed, args.steps, change)))
-                _run("pipeline.cli", "train", str(config))
+                run_module("pipeline.cli", "train", str(config))
     judged += [package / "judgement.json" for own in packages.values() for package in own]
-    _run("pipeline.cli", "evaluate", *(word for path in judged for word in ("--compare", str(path))))
+    run_module("pipeline.cli", "evaluate", *(word for path in judged for word in ("--compare", str(path))))
 
 
 def _forest(archive: Path, out: Path, features: str, seed: int) -> Path:
@@ -102,7 +102,8 @@ def _forest(archive: Path, out: Path, features: str, seed: int) -> Path:
     return path
 
 
-def _run(module: str, *arguments: str) -> None:
+def run_module(module: str, *arguments: str) -> None:
+    """Run a module of the project in a process of its own, and say so; raises CalledProcessError."""
     print(f"$ {module} {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 

@@ -14,6 +14,7 @@ from pipeline.before import choose_before
 from pipeline.candidates import find_candidates, scene_warnings, wrs_place
 from pipeline.catalog.scene import Refusal, Scene
 from pipeline.config import RunConfig
+from pipeline.drawing import Drawing
 from pipeline.errors import ConfigError, ModelError
 from pipeline.grid import make_grid, read_region
 from pipeline.lattice import PatchLayout
@@ -84,12 +85,16 @@ def _model_digest(card: ModelCard, precision: str) -> str:
 
 def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     """Ask the loss, the grid and the catalog once, and freeze the answers; raises InputError."""
+    with Drawing() as drawing:
+        return _made_plan(config, card, inputs, drawing)
+
+
+def _made_plan(config: RunConfig, card: ModelCard, inputs: str, drawing: Drawing) -> Plan:
     from pipeline.auxiliary import sample_auxiliary
     from pipeline.auxiliary.record import describe_sources, doubts
     from pipeline.catalog.open import open_catalog
     from pipeline.events import burn_events
     from pipeline.loss import read_loss
-    from pipeline.patches import draw_patches
 
     aoi = read_region(config.region.aoi)
     source, said = _loss_source(config, aoi)
@@ -104,7 +109,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
     predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
     sources = describe_sources(config.auxiliary, predictors)
     events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
-    drawn = draw_patches(layout, grid, burned.bounds)
+    drawn = drawing.draw(layout, grid, burned.bounds)
     blocks = planning.find_blocks(events, grid, labels, layout.size, drawn)
     planning.save_patches(config.work, blocks)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)

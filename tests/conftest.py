@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def shared_data() -> Path:
             pytest.fail(f"{folder} is missing: the tests on real scenes cannot run")
         pytest.skip(f"{folder} is missing: no real scenes here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patches_are_drawn_here() -> None:
+    """Load torchgeo once: hundreds of plans that are made in this process would each start another one to load it."""
+    importlib.import_module("pipeline.patches")
 
 
 @pytest.fixture(scope="session", autouse=True)
