@@ -38,8 +38,9 @@ def _patches_are_drawn_here() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tiny runs must not teach this machine's forecasts, nor learn from runs beside them."""
+def _own_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tiny runs must not teach this machine's forecasts, nor stand in its user's Prefect; nor meet runs beside them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STATE_VARIABLE, str(tmp_path_factory.mktemp("state")))
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         yield
