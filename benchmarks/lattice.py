@@ -46,7 +46,7 @@ def run_lattice(out: Path, province: Province, patch: int, stride: int) -> tuple
     product = out / "product"
     for folder in (product, product.with_name("product.work")):
         shutil.rmtree(folder, ignore_errors=True)
-    changes = (f"model={model_for(out, patch, stride)}", f"tiling.patch={patch}", f"tiling.stride={stride}")
+    changes = (f"model={model_for(out, patch, stride)}", f"tiling.patch={patch}", f"tiling.overlap={patch - stride}")
     config = province_config(ROOT / "configs" / "demo.yaml", province, product, *changes)
     path = out / "lattice.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import cli_flows, cli_product, cli_state, cli_training
-from pipeline.cli_run import log_file, orchestrator, report, run_config
+from pipeline.cli_run import Orchestrator, log_file, report, run_config
 from pipeline.errors import ClearcauseError, ConfigError
 from pipeline.store_address import store_address
 
@@ -85,7 +85,7 @@ def run(
     # Ten parameters: they are the command line
     parsed = _load(config, option, out=out, year=year, executor=executor)
     names = tuple(block.strip() for block in blocks.split(",") if block.strip())
-    with orchestrator(not no_prefect) as by:
+    with Orchestrator(not no_prefect) as by:
         outcome = run_config(parsed, names, allow_incomplete=allow_incomplete, replan=replan, by=by)
     report(outcome, json_)
 
@@ -196,7 +196,9 @@ def demo(
     """Simulate a province with known truth, run it, and compare predicted with true area per driver."""
     from pipeline.demo import compare, prepare_demo, render_comparison
 
-    with orchestrator(not no_prefect) as by:
+    with Orchestrator(not no_prefect) as by:
+        if not (out / "product").exists():
+            by.begin()
         config, province = prepare_demo(out, size, seed)
         outcome = run_config(config, (), allow_incomplete=False, replan=False, by=by)
     report(outcome, False)

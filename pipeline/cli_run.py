@@ -12,8 +12,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +30,26 @@ GRACE = 20.0
 _ROOM = 1 << 20
 
 
-@dataclass(frozen=True)
-class Orchestrator:
-    """Who runs the stages.
+class Orchestrator(ExitStack):
+    """Who runs the stages; what it starts for that ends with it.
 
     Attributes:
         kind: As the forecast calls it: `plain`, `server` or `temporary server`.
-        address: Waits for the temporary server and returns the address of its API; None where there is none.
     """
 
-    kind: str
-    address: Callable[[], str] | None = None
+    def __init__(self, prefect: bool) -> None:
+        """Start nothing yet."""
+        super().__init__()
+        self.kind = orchestrator_kind(prefect)
+        self._address: Callable[[], str] | None = None
+
+    def begin(self) -> None:
+        """Start a temporary server, where one will be needed and is not there, beside what the caller does next."""
+        if self.kind == "temporary server" and self._address is None:
+            from flows.temporary_server import temporary_server
+
+            _quiet_prefect()
+            self._address = self.enter_context(temporary_server())
 
     def carry_out(self, request: Request) -> Outcome:
         """Run the stages of a request."""
@@ -48,27 +57,12 @@ class Orchestrator:
             from pipeline import graph
 
             return graph.run_region(request)
+        self.begin()
+        _quiet_prefect()
         from flows.regions import run_name, run_request
 
-        outcome: Outcome = run_request(request, run_name(request.config), self.address)
+        outcome: Outcome = run_request(request, run_name(request.config), self._address)
         return outcome
-
-
-@contextmanager
-def orchestrator(prefect: bool) -> Iterator[Orchestrator]:
-    """Give who runs the stages; a temporary server of Prefect is begun here, beside what its user does first."""
-    kind = orchestrator_kind(prefect)
-    if kind == "plain":
-        yield Orchestrator(kind)
-        return
-    _quiet_prefect()
-    if kind == "server":
-        yield Orchestrator(kind)
-        return
-    from flows.temporary_server import temporary_server
-
-    with temporary_server() as address:
-        yield Orchestrator(kind, address)
 
 
 def orchestrator_kind(prefect: bool) -> str:
@@ -91,6 +85,7 @@ def run_config(
     from flows.runtime import early_pool, open_pool, worker_count
     from pipeline import steps
     from pipeline.artifacts import run_lock
+    from pipeline.plan import PLAN_FILE
     from pipeline.request import Request
 
     steps.check_output(config)
@@ -102,9 +97,11 @@ def run_config(
             config, blocks, allow_incomplete, replan, open_pool, progress, worker_count(config.compute),
             by.kind, clock,
         )  # fmt: skip
-        # a rerun that has nothing to do must not wait for an orchestrator to start
         if replan:
             return by.carry_out(request)
+        # a rerun that has nothing to do starts no orchestrator
+        if not (config.work / PLAN_FILE).exists():
+            by.begin()
         with clock.stage("plan_run"):
             plan = steps.plan_run(request)
         if (done := steps.current(request, plan)) is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli_run import orchestrator, report, run_config
+from pipeline.cli_run import Orchestrator, report, run_config
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -54,6 +54,6 @@ def retry(
     if executor:
         tree = {**config.compute.model_dump(), "executor": executor}
         config = config.model_copy(update={"compute": validated(Compute, tree, "--executor")})
-    with orchestrator(not no_prefect) as by:
+    with Orchestrator(not no_prefect) as by:
         outcome = run_config(config, (), allow_incomplete=allow_incomplete, replan=False, by=by)
     report(outcome, json_)

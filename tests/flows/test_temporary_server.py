@@ -12,8 +12,12 @@ import pytest
 from prefect_server import until
 from run_samples import ROOT, program, write_config
 
+import flows.temporary_server
 from flows.temporary_server import temporary_server
+from pipeline.cli_run import Orchestrator, run_config
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.plan import PLAN_FILE
 
 OWNER = """
 import time
@@ -62,3 +66,25 @@ def test_one_that_cannot_start_is_told_in_a_line(by, tmp_path, monkeypatch, requ
     assert "unable to open database file" in line
     assert "run with --no-prefect" in line
     assert "Traceback" not in ended.err
+
+
+def test_a_rerun_with_nothing_to_do_starts_none(world, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    config = load_config(write_config(tmp_path, world, tiny_model))
+
+    def run(prefect):
+        with Orchestrator(prefect) as by:
+            return run_config(config, (), allow_incomplete=False, replan=False, by=by).status
+
+    class StartedError(Exception):
+        pass
+
+    def started():
+        raise StartedError
+
+    assert run(prefect=False) == "published"
+    monkeypatch.setattr(flows.temporary_server, "temporary_server", started)
+    assert run(prefect=True) == "current"
+    (config.work / PLAN_FILE).unlink()
+    with pytest.raises(StartedError):
+        run(prefect=True)
