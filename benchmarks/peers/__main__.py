@@ -13,8 +13,8 @@ Printed are medians, medians of the ratio of each pair of turns (peer over Clear
 one), and the share of pixels that are given the same class, a patch or more from the scene's edges. A product holds
 classes of loss pixels only; so that every pixel can be compared, the functions of a run map the whole scene once, and
 products are held against that map, too. Calibration is off: a class is the largest logit for everyone. One JSON line is
-added to out/bench/peers.jsonl. With a size of 62 + 192 k (1022, 1982, 7550) the patches of all lattices that start at a
-corner fall together. All imagery is simulated.
+added to out/bench/peers.jsonl. Each tool lays its lattice from a corner or middle of its own, so that none of them
+agrees wholly with another. All imagery is simulated.
 """
 
 from __future__ import annotations
