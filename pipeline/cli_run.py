@@ -44,11 +44,13 @@ class Orchestrator(ExitStack):
         self._address: Callable[[], str] | None = None
 
     def begin(self) -> None:
-        """Start a temporary server, where one will be needed and is not there, beside what the caller does next."""
-        if self.kind == "temporary server" and self._address is None:
+        """Set Prefect's defaults, and start a server where it has none, beside what the caller does next."""
+        if self.kind == "plain" or self._address:
+            return
+        _quiet_prefect()
+        if self.kind == "temporary server":
             from flows.temporary_server import temporary_server
 
-            _quiet_prefect()
             self._address = self.enter_context(temporary_server())
 
     def carry_out(self, request: Request) -> Outcome:
@@ -58,7 +60,6 @@ class Orchestrator(ExitStack):
 
             return graph.run_region(request)
         self.begin()
-        _quiet_prefect()
         from flows.regions import run_name, run_request
 
         outcome: Outcome = run_request(request, run_name(request.config), self._address)

@@ -84,32 +84,32 @@ def _model_digest(card: ModelCard, precision: str) -> str:
 
 
 def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
-    """Ask the loss, the grid and the catalog once, and freeze the answers; raises InputError."""
-    with Drawing() as drawing:
-        return _made_plan(config, card, inputs, drawing)
+    """Ask the loss, the grid and the catalog once, and freeze the answers; raises InputError.
 
-
-def _made_plan(config: RunConfig, card: ModelCard, inputs: str, drawing: Drawing) -> Plan:
+    Long, because each question needs the answers to those before it, and the plan holds all of them.
+    """
     from pipeline.auxiliary import sample_auxiliary
     from pipeline.auxiliary.record import describe_sources, doubts
     from pipeline.catalog.open import open_catalog
     from pipeline.events import burn_events
     from pipeline.loss import read_loss
 
-    aoi = read_region(config.region.aoi)
-    source, said = _loss_source(config, aoi)
-    found = read_loss(source, aoi, _loss_params(config), config.work)
-    grid = make_grid(aoi, config.grid.crs, config.grid.resolution, config.grid.block)
-    layout = PatchLayout(config.tiling.mode, config.tiling.patch, config.tiling.stride)
-    labels = config.work / LABELS_FILE
-    burned = burn_events(found.events, grid, labels)
-    events = found.events.assign(
-        pixels=burned.pixels, **{name: burned.bounds[:, k] for k, name in enumerate(("row0", "col0", "row1", "col1"))}
-    )
-    predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
-    sources = describe_sources(config.auxiliary, predictors)
-    events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
-    drawn = drawing.draw(layout, grid, burned.bounds)
+    with Drawing() as drawing:
+        aoi = read_region(config.region.aoi)
+        source, said = _loss_source(config, aoi)
+        found = read_loss(source, aoi, _loss_params(config), config.work)
+        grid = make_grid(aoi, config.grid.crs, config.grid.resolution, config.grid.block)
+        layout = PatchLayout(config.tiling.mode, config.tiling.patch, config.tiling.stride)
+        labels = config.work / LABELS_FILE
+        burned = burn_events(found.events, grid, labels)
+        events = found.events.assign(
+            pixels=burned.pixels,
+            **{name: burned.bounds[:, k] for k, name in enumerate(("row0", "col0", "row1", "col1"))},
+        )
+        predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
+        sources = describe_sources(config.auxiliary, predictors)
+        events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
+        drawn = drawing.draw(layout, grid, burned.bounds)
     blocks = planning.find_blocks(events, grid, labels, layout.size, drawn)
     planning.save_patches(config.work, blocks)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)
