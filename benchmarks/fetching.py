@@ -33,7 +33,7 @@ from pipeline.catalog.scene import Asset
 from pipeline.demo import ROOT, write_province
 from pipeline.grid import RunGrid
 from pipeline.imagery import list_reads
-from pipeline.lattice import PatchLayout, listed, meeting, touching
+from pipeline.lattice import PatchLayout, listed, meeting, needed
 from pipeline.patches import draw_patches
 from pipeline.simulate import ProvinceParams
 
@@ -154,7 +154,7 @@ def windows_of(grid: RunGrid, share: float, seed: int) -> _Windows:
     for block in grid.blocks():
         labels = loss[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
         if labels.any():
-            patches = listed(touching(meeting(drawn, LAYOUT.size, block), LAYOUT.size, block, labels))
+            patches = listed(needed(meeting(drawn, LAYOUT.size, block), block, labels))
             found[block.id] = [read.window for read in list_reads([patches], block, LAYOUT)]
     return found
 
@@ -224,7 +224,7 @@ def main() -> None:
         names = write_cogs(bundle, args.bands, cogs, tile)
         with rasterio.open(cogs / names[0]) as file:
             place, size = file.transform, file.shape
-            grid = RunGrid(str(file.crs), place.a, place.c, place.f, *size, args.block)
+            grid = RunGrid(str(file.crs), place.a, place.c, place.f, *size, LAYOUT.whole_cells(args.block))
         for share in args.share:
             reads = windows_of(grid, share, seed=1)
             for row in measure(cogs, names, reads, args.gap):

@@ -31,7 +31,7 @@ from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
 from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites, list_reads
 from pipeline.labels import NO_DATA
-from pipeline.lattice import lattice_window, listed, touching
+from pipeline.lattice import lattice_window, listed, needed
 from pipeline.models.calibration import calibrated
 from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_patches, read_plan
 from pipeline.predict import predict_loss
@@ -247,10 +247,10 @@ def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[t
     The windows hold for every choice of scenes: with fewer of them less is read, never more.
     """
     year_of, _ = _event_rows(work)
-    drawn, size = read_patches(work, planned), plan.layout.size
+    drawn = read_patches(work, planned)
     found = []
     for lost in _grouped(work, planned, year_of):
-        group = [listed(touching(drawn, size, planned.block, loss)) for loss in lost.values()]
+        group = [listed(needed(drawn, planned.block, loss)) for loss in lost.values()]
         reads = list_reads(group, planned.block, plan.layout)
         found += [(read.window, {year for k, year in enumerate(lost) if k in read.years}) for read in reads]
     return found
@@ -264,9 +264,9 @@ def _patches_at_once(model: _Timed) -> int:
 
 
 def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], drawn: np.ndarray) -> YearImage:
-    """A loss year with an empty image and those of the block's patches that touch its loss."""
+    """A loss year with an empty image and those of the block's patches that speak for its loss."""
     image = np.full((len(plan.bands), *lattice_window(block, plan.layout)[2:]), np.nan, np.float32)
-    return YearImage(loss, scenes, listed(touching(drawn, plan.layout.size, block, loss)), image)
+    return YearImage(loss, scenes, listed(needed(drawn, block, loss)), image)
 
 
 def _predict_year(
@@ -278,7 +278,7 @@ def _predict_year(
     cols = slice(block.col0 - col0, block.col0 - col0 + block.width)
     clear = np.where(np.isnan(year.image[0, rows, cols]), 0, year.loss)
     # patches without a clear loss pixel say nothing that is kept
-    patches = listed(touching(drawn, plan.layout.size, block, clear))
+    patches = listed(needed(drawn, block, clear))
     logits = predict_loss(year.image, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
     images = [(event, scene, count) for (event, scene), count in sorted(year.seen.items())]
     return _sum_year(year.loss, clear, logits, images, model.card)

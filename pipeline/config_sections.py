@@ -154,7 +154,10 @@ class Imagery(Section):
 
 
 class GridSpec(Section):
-    """The run's pixel grid: CRS (`auto` or any PROJ knows), `resolution` in its units, `block` in pixels."""
+    """The run's pixel grid: CRS (`auto` or any PROJ knows), `resolution` in its units, `block` in pixels.
+
+    A block's side is made up to whole steps of the tiling (patch less overlap), so that no patch belongs to two blocks.
+    """
 
     crs: str = "auto"
     resolution: float = Field(30.0, gt=0)
@@ -162,7 +165,10 @@ class GridSpec(Section):
 
 
 class Tiling(Section):
-    """How patches are laid: `grid` = one lattice over the run, `events` = centred on events; sizes in pixels."""
+    """How patches are laid: `grid` = one lattice over the run, `events` = centred on events; sizes in pixels.
+
+    Neighbouring patches share `overlap`: half of it at least lies between a pixel and the edge of what the model sees.
+    """
 
     mode: Literal["grid", "events"] = "grid"
     patch: int = Field(256, ge=32, le=1024, multiple_of=32)

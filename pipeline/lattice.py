@@ -1,14 +1,18 @@
-"""The lattice of patches: where they lie, which part of a block each one covers, and how overlaps are weighted.
+"""The lattice of patches: where they lie, and the cell that each of them speaks for.
 
 All patches of a run lie on one lattice anchored at the run's grid, whatever the blocks are: squeeze-and-excitation lets
-every pixel see its whole patch, so a lattice that moved with the block would change answers. A block computes every
-lattice patch that touches its own loss, its outermost ones over a margin of real pixels.
+every pixel see its whole patch, so a lattice that moved with the block would change answers. Patches overlap, their
+cells do not: a pixel is classified once, by the patch in whose middle it lies. So the fewest patches are computed that
+let each pixel see as much of its surroundings as the lattice has to give, and a pixel's answer does not depend on what
+other loss there is. Blocks are whole cells: no patch is computed twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -26,28 +30,50 @@ class PatchLayout:
     size: int = 256
     stride: int = 192
 
+    @property
+    def margin(self) -> int:
+        """Pixels between the upper or left edge of a patch and that of its cell."""
+        return (self.size - self.stride) // 2
+
+    def whole_cells(self, length: int) -> int:
+        """The length of a block's side, in pixels, made up to whole cells of the lattice."""
+        return math.ceil(length / self.stride) * self.stride
+
 
 @dataclass(frozen=True)
 class Patch:
-    """A model input window: first row and column in pixels of the run's grid, and the label it speaks for."""
+    """A model input window on the run's grid, and what it speaks for.
+
+    Attributes:
+        row0, col0: its first row and column.
+        event: label of the one event it speaks for, or EVERY_EVENT.
+        top, left, bottom, right: its cell, first and last + 1 row and column.
+    """
 
     row0: int
     col0: int
-    event: int = EVERY_EVENT
+    event: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+PATCH = tuple(field.name for field in fields(Patch))
+"""Columns of an array of patches, int32 [n, 7]; everywhere in the order of `patches.draw_patches`."""
 
 
 def lattice_window(block: Block, layout: PatchLayout) -> tuple[int, int, int, int]:
     """Rows and columns (row0, col0, height, width) that patches of a block may cover.
 
-    With mode `grid` they are those of the lattice patches that meet the block; with `events` a patch starts anywhere.
+    With mode `grid` they are those of the patches whose cells meet the block; with `events` a patch starts anywhere.
     """
 
     def span(start: int, length: int) -> tuple[int, int]:
         if layout.mode == "events":
             return start - layout.size + 1, length + 2 * (layout.size - 1)
-        first = math.ceil((start - layout.size + 1) / layout.stride) * layout.stride
-        last = (start + length - 1) // layout.stride * layout.stride
-        return first, last + layout.size - first
+        first, last = start // layout.stride, (start + length - 1) // layout.stride
+        return first * layout.stride - layout.margin, (last - first) * layout.stride + layout.size
 
     (row0, height), (col0, width) = span(block.row0, block.height), span(block.col0, block.width)
     return row0, col0, height, width
@@ -61,25 +87,33 @@ def starts(first: int, end: int, size: int, stride: int) -> list[int]:
     return [start + k * stride for k in range(count)]
 
 
-def overlap(patch: Patch, size: int, block: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of a patch's part inside a block: of the block's array, and of the patch's array."""
-    top, left = patch.row0 - block.row0, patch.col0 - block.col0
-    rows = slice(max(top, 0), max(min(top + size, block.height), 0))
-    cols = slice(max(left, 0), max(min(left + size, block.width), 0))
-    inside = slice(rows.start - top, max(rows.stop - top, 0)), slice(cols.start - left, max(cols.stop - left, 0))
-    return (rows, cols), inside
+def cells(found: Sequence[int], layout: PatchLayout) -> list[tuple[int, int]]:
+    """First and last + 1 row (or column) that each of an event's patches, by its start, speaks for."""
+    cuts = [found[0], *(start + layout.margin for start in found[1:]), found[-1] + layout.size]
+    return list(itertools.pairwise(cuts))
+
+
+def spoken(patch: Patch, block: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of a patch's cell inside a block: of the block's array, and of the patch's array."""
+    top, bottom = (min(max(row, block.row0), block.row0 + block.height) for row in (patch.top, patch.bottom))
+    left, right = (min(max(col, block.col0), block.col0 + block.width) for col in (patch.left, patch.right))
+    outer = slice(top - block.row0, bottom - block.row0), slice(left - block.col0, right - block.col0)
+    return outer, (slice(top - patch.row0, bottom - patch.row0), slice(left - patch.col0, right - patch.col0))
 
 
 def meeting(patches: np.ndarray, size: int, block: Block) -> np.ndarray:
-    """Those of the patches, int32 [n, 3] in the order of `patches.draw_patches`, that meet a block."""
+    """Those of the patches, int32 [n, 7] of `size` pixels, whose cell meets a block."""
     first, end = np.searchsorted(patches[:, 0], (block.row0 - size + 1, block.row0 + block.height))
-    rows = patches[first:end]
-    inside: np.ndarray = rows[(rows[:, 1] > block.col0 - size) & (rows[:, 1] < block.col0 + block.width)]
-    return inside
+    near = patches[first:end]
+    _, _, _, top, left, bottom, right = near.T
+    inside = (bottom > block.row0) & (top < block.row0 + block.height)
+    inside &= (right > block.col0) & (left < block.col0 + block.width)
+    found: np.ndarray = near[inside]
+    return found
 
 
-def touching(patches: np.ndarray, size: int, block: Block, labels: np.ndarray) -> np.ndarray:
-    """Those of the patches, int32 [n, 3] of row, column and event, that touch loss of a block they speak for.
+def needed(patches: np.ndarray, block: Block, labels: np.ndarray) -> np.ndarray:
+    """Those of the patches, int32 [n, 7], that speak for loss of a block.
 
     `labels` is int32 [block.height, block.width], the event's label, 0 = no loss.
     """
@@ -87,9 +121,8 @@ def touching(patches: np.ndarray, size: int, block: Block, labels: np.ndarray) -
         return patches[:0]
     sums = np.zeros((block.height + 1, block.width + 1), np.int64)
     sums[1:, 1:] = (labels != 0).cumsum(0, dtype=np.int64).cumsum(1)
-    top, left = patches[:, 0] - block.row0, patches[:, 1] - block.col0
-    r0, r1 = (np.clip(top + k, 0, block.height) for k in (0, size))
-    c0, c1 = (np.clip(left + k, 0, block.width) for k in (0, size))
+    r0, r1 = (np.clip(patches[:, k] - block.row0, 0, block.height) for k in (3, 5))
+    c0, c1 = (np.clip(patches[:, k] - block.col0, 0, block.width) for k in (4, 6))
     hit = sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0
     for k in np.flatnonzero(hit & (patches[:, 2] != EVERY_EVENT)):
         hit[k] = (labels[r0[k] : r1[k], c0[k] : c1[k]] == patches[k, 2]).any()
@@ -98,7 +131,7 @@ def touching(patches: np.ndarray, size: int, block: Block, labels: np.ndarray) -
 
 
 def covered_pixels(patches: np.ndarray, size: int) -> int:
-    """Pixels that lie under at least one of the patches, int32 [n, 3]."""
+    """Pixels that lie under at least one of the patches, int32 [n, 7]."""
     if not len(patches):
         return 0
     corners = patches[:, :2] - patches[:, :2].min(axis=0)
@@ -111,14 +144,5 @@ def covered_pixels(patches: np.ndarray, size: int) -> int:
 
 
 def listed(patches: np.ndarray) -> list[Patch]:
-    """Patches as records, from int32 [n, 3]."""
+    """Patches as records, from int32 [n, 7]."""
     return [Patch(*map(int, row)) for row in patches]
-
-
-def blend_weights(size: int) -> np.ndarray:
-    """Integer pyramid [size, size], int64, at least 1 everywhere: the middle of a patch knows most of its surroundings.
-
-    Integers below 2**24 keep the weighted mean of equal values exact in float64.
-    """
-    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).astype(np.int64)
-    return np.outer(ramp, ramp)

@@ -30,7 +30,7 @@ from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
-from pipeline.lattice import PatchLayout, covered_pixels, lattice_window, meeting, touching
+from pipeline.lattice import PATCH, PatchLayout, covered_pixels, lattice_window, meeting, needed
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -39,7 +39,6 @@ PLAN_FILE = "plan.json"
 EVENTS_FILE = "events.parquet"
 LABELS_FILE = "labels.tif"
 PATCHES_FILE = "patches.parquet"
-_PATCH = "row0", "col0", "event"
 _ROW_GROUP = 1 << 16
 """Rows of the patches' file that are read for one block, at most twice as many."""
 AUXILIARY_PREFIX = "aux_"
@@ -224,7 +223,7 @@ def _scene(tree: dict[str, Any]) -> Scene:
 class FoundBlock:
     """A block that holds loss: how many events and loss pixels, the patches of each loss year, and what they cover.
 
-    `drawn` are its patches for all years, int32 [n, 3] (see `patches.draw_patches`).
+    `drawn` are its patches for all years, int32 [n, 7] (see `lattice.PATCH`).
     """
 
     block: Block
@@ -255,14 +254,12 @@ def find_block(block: Block, labels: np.ndarray, years: np.ndarray, size: int, d
         labels: int32 [block.height, block.width], event row + 1.
         years: loss year by event row.
         size: patch in pixels.
-        drawn: int32 [n, 3], patches that meet the block.
+        drawn: int32 [n, 7], patches whose cells meet the block.
     """
     rows = np.unique(labels[labels > 0]) - 1
     year_of = np.concatenate([[0], years])[labels]
-    drawn = touching(drawn, size, block, labels)
-    patches = {
-        int(y): len(touching(drawn, size, block, np.where(year_of == y, labels, 0))) for y in np.unique(years[rows])
-    }
+    drawn = needed(drawn, block, labels)
+    patches = {int(y): len(needed(drawn, block, np.where(year_of == y, labels, 0))) for y in np.unique(years[rows])}
     covered = covered_pixels(drawn, size)
     return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches, covered, drawn)
 
@@ -270,15 +267,15 @@ def find_block(block: Block, labels: np.ndarray, years: np.ndarray, size: int, d
 def save_patches(folder: Path, found: Sequence[FoundBlock]) -> None:
     """Write the patches of all blocks beside the plan."""
     names = [part.block.id for part in found for _ in part.drawn]
-    drawn = np.concatenate([np.zeros((0, 3), np.int32), *(part.drawn for part in found)])
-    columns = {name: pa.array(drawn[:, k], pa.int32()) for k, name in enumerate(_PATCH)}
+    drawn = np.concatenate([np.zeros((0, len(PATCH)), np.int32), *(part.drawn for part in found)])
+    columns = {name: pa.array(drawn[:, k], pa.int32()) for k, name in enumerate(PATCH)}
     pq.write_table(pa.table({"block": pa.array(names, pa.string()), **columns}), folder / PATCHES_FILE, _ROW_GROUP)
 
 
 def read_patches(folder: Path, planned: PlannedBlock) -> np.ndarray:
-    """The patches of a block, int32 [n, 3] (see `patches.draw_patches`); a late block has those of its place."""
-    table = pq.read_table(folder / PATCHES_FILE, columns=list(_PATCH), filters=[("block", "==", planned.place)])
-    return np.stack([table.column(name).to_numpy() for name in _PATCH], axis=1)
+    """The patches of a block, int32 [n, 7] (see `lattice.PATCH`); a late block has those of its place."""
+    table = pq.read_table(folder / PATCHES_FILE, columns=list(PATCH), filters=[("block", "==", planned.place)])
+    return np.stack([table.column(name).to_numpy() for name in PATCH], axis=1)
 
 
 def ask_catalog(

@@ -98,8 +98,8 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         aoi = read_region(config.region.aoi)
         source, said = _loss_source(config, aoi)
         found = read_loss(source, aoi, _loss_params(config), config.work)
-        grid = make_grid(aoi, config.grid.crs, config.grid.resolution, config.grid.block)
         layout = PatchLayout(config.tiling.mode, config.tiling.patch, config.tiling.stride)
+        grid = make_grid(aoi, config.grid.crs, config.grid.resolution, layout.whole_cells(config.grid.block))
         labels = config.work / LABELS_FILE
         burned = burn_events(found.events, grid, labels)
         events = found.events.assign(

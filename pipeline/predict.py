@@ -1,4 +1,4 @@
-"""Image to logits: the model over every patch that touches loss, overlaps blended, kept for loss pixels only."""
+"""Image to logits: the model over every patch that speaks for loss, kept for the loss pixels of its cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.grid import Block
-from pipeline.lattice import Patch, blend_weights, overlap
+from pipeline.lattice import Patch, spoken
 
 
 class Logits(Protocol):
@@ -23,7 +23,7 @@ def predict_loss(
     image: np.ndarray, origin: tuple[int, int], patches: Sequence[Patch], block: Block, labels: np.ndarray,
     model: Logits, size: int, batch: int,
 ) -> np.ndarray:  # fmt: skip
-    """Blended logits of a block's loss pixels.
+    """Logits of a block's loss pixels, each from the one patch that speaks for it.
 
     Eight parameters: the image with its place, the patches with their size, the block with its labels, the model with
     its batch; bundling them would only name pairs that live nowhere else.
@@ -31,7 +31,7 @@ def predict_loss(
     Args:
         image: composite, float32 [bands, height, width], NaN = not observed.
         origin: its first row and column on the run's grid.
-        patches: where the model looks, sorted.
+        patches: where the model looks; their cells hold all loss.
         block: the block.
         labels: int32 [block.height, block.width], 0 = no loss.
         model: gives logits.
@@ -39,27 +39,20 @@ def predict_loss(
         batch: patches to a call of the model.
 
     Returns:
-        float64 [loss pixels in row-major order, classes].
+        float32 [loss pixels in row-major order, classes].
     """
     place = np.cumsum(labels.ravel() != 0).reshape(labels.shape) - 1
-    flat = labels[labels != 0]
-    weights = blend_weights(size)
-    total = np.zeros(len(flat), np.int64)
-    blended: np.ndarray | None = None
+    found: np.ndarray | None = None
     for start in range(0, len(patches), batch):
         part = patches[start : start + batch]
         images = np.stack([cut_patch(image, p.row0 - origin[0], p.col0 - origin[1], size) for p in part])
         for patch, logits in zip(part, model.logits(images), strict=True):
-            if blended is None:
-                blended = np.zeros((len(flat), len(logits)), np.float64)
-            outer, inner = overlap(patch, size, block)
-            spoken = labels[outer] == patch.event if patch.event else labels[outer] != 0
-            index, weight = place[outer][spoken], weights[inner][spoken]
-            total[index] += weight
-            blended[index] += logits[:, inner[0], inner[1]][:, spoken].T.astype(np.float64) * weight[:, None]
-    if blended is None:
-        return np.zeros((0, 0), np.float64)
-    return np.asarray(blended / total[:, None])
+            if found is None:
+                found = np.full((np.count_nonzero(labels), len(logits)), np.nan, np.float32)
+            outer, inner = spoken(patch, block)
+            own = labels[outer] == patch.event if patch.event else labels[outer] != 0
+            found[place[outer][own]] = logits[:, *inner][:, own].T
+    return np.zeros((0, 0), np.float32) if found is None else found
 
 
 def cut_patch(image: np.ndarray, row0: int, col0: int, size: int) -> np.ndarray:

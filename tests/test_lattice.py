@@ -5,39 +5,44 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.grid import Block, RunGrid
 from pipeline.lattice import (
+    PATCH,
     Patch,
     PatchLayout,
-    blend_weights,
+    cells,
     covered_pixels,
     lattice_window,
     listed,
     meeting,
-    overlap,
+    needed,
+    spoken,
     starts,
-    touching,
 )
 from pipeline.patches import RunWindow, draw_patches
 
+NO_BOUNDS = np.zeros((0, 4), np.int64)
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 90, 110, 64)
 sizes = st.sampled_from([(8, 8), (8, 6), (8, 4), (10, 7), (32, 24), (64, 48)])
 cuts = st.integers(1, 120)
 seeds = st.integers(0, 2**32 - 1)
 
 
+def lattice_patch(row, col, layout):
+    """The patch of the lattice whose cell is the row-th from the top and the col-th from the left."""
+    top, left = row * layout.stride, col * layout.stride
+    corner = top - layout.margin, left - layout.margin
+    return Patch(*corner, 0, top, left, top + layout.stride, left + layout.stride)
+
+
 def lattice_patches(block, layout):
     """The lattice patches of a block's window."""
-    row0, col0, height, width = lattice_window(block, layout)
-    return [
-        Patch(row, col)
-        for row in range(row0, row0 + height - layout.size + 1, layout.stride)
-        for col in range(col0, col0 + width - layout.size + 1, layout.stride)
-    ]
+    rows = range(block.row0 // layout.stride, (block.row0 + block.height - 1) // layout.stride + 1)
+    cols = range(block.col0 // layout.stride, (block.col0 + block.width - 1) // layout.stride + 1)
+    return [lattice_patch(row, col, layout) for row in rows for col in cols]
 
 
 def bounds_of(labels):
@@ -50,45 +55,53 @@ def bounds_of(labels):
 
 
 def lay(block, layout, labels, drawn):
-    return listed(touching(meeting(drawn, layout.size, block), layout.size, block, labels))
+    return listed(needed(meeting(drawn, layout.size, block), block, labels))
 
 
 # ---------------------------------------------------------------------------------------------- the lattice
 
 
 def test_the_window_of_a_small_block():
-    # patches of 8 every 6 pixels that meet rows 10..13: those that start at 6 and 12; columns 0..3: at -6 and 0
-    assert lattice_window(Block("b", 10, 0, 4, 4), PatchLayout("grid", 8, 6)) == (6, -6, 14, 14)
+    # cells of 6 within patches of 8: rows 10..13 lie in cells 6 and 12, columns 0..3 in cell 0
+    assert lattice_window(Block("b", 10, 0, 4, 4), PatchLayout("grid", 8, 6)) == (5, -1, 14, 8)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 90), st.integers(1, 90), sizes)
-def test_the_window_is_all_patches_that_meet_the_block_and_no_others(row0, col0, height, width, size):
+def test_the_window_is_all_patches_whose_cells_meet_the_block_and_no_others(row0, col0, height, width, size):
     layout, block = PatchLayout("grid", *size), Block("b", row0, col0, height, width)
-    top, left, tall, wide = lattice_window(block, layout)
-    for first, start, length, window in ((top, row0, height, tall), (left, col0, width, wide)):
-        expected = [
-            s for s in range(-layout.size * layout.stride, 600, layout.stride)
-            if s < start + length and s + layout.size > start
-        ]  # fmt: skip
-        assert first == expected[0]
-        assert window == expected[-1] + layout.size - first
+    patches = lattice_patches(block, layout)
+    top, left = min(p.row0 for p in patches), min(p.col0 for p in patches)
+    bottom, right = (max(getattr(p, side) for p in patches) + layout.size for side in ("row0", "col0"))
+    assert lattice_window(block, layout) == (top, left, bottom - top, right - left)
 
 
 @settings(deadline=None, max_examples=60)
 @given(cuts, cuts, sizes, st.integers(0, 89), st.integers(0, 109))
-def test_a_pixel_is_covered_by_the_same_patches_however_the_run_is_cut(one, other, size, row, col):
+def test_a_pixel_is_spoken_for_by_one_patch_however_the_run_is_cut(one, other, size, row, col):
     layout = PatchLayout("grid", *size)
 
-    def covering(cut):
+    def speaking(cut):
         blocks = dataclasses.replace(GRID, block=cut).blocks()
         mine = next(b for b in blocks if b.row0 <= row < b.row0 + b.height and b.col0 <= col < b.col0 + b.width)
-        return {
-            p for p in lattice_patches(mine, layout)
-            if p.row0 <= row < p.row0 + layout.size and p.col0 <= col < p.col0 + layout.size
-        }  # fmt: skip
+        return [p for p in lattice_patches(mine, layout) if p.top <= row < p.bottom and p.left <= col < p.right]
 
-    assert covering(one) == covering(other) != set()
+    (patch,) = speaking(one)
+    assert speaking(other) == [patch]
+    # no other patch of the lattice shows more of its surroundings
+    edge = min(row - patch.row0, patch.row0 + layout.size - 1 - row)
+    others = (k * layout.stride - layout.margin for k in range(-layout.size, 200))
+    assert edge >= max(min(row - start, start + layout.size - 1 - row) for start in others) - 1
+
+
+@given(cuts, sizes)
+def test_a_block_of_whole_cells_shares_no_patch_with_another(cut, size):
+    layout = PatchLayout("grid", *size)
+    block = layout.whole_cells(cut)
+    assert cut <= block < cut + layout.stride
+    drawn = draw_patches(layout, dataclasses.replace(GRID, block=block), NO_BOUNDS)
+    blocks = list(dataclasses.replace(GRID, block=block).blocks())
+    assert sum(len(meeting(drawn, layout.size, b)) for b in blocks) == len(drawn)
 
 
 @given(st.integers(-50, 50), st.integers(1, 200), sizes)
@@ -101,34 +114,25 @@ def test_several_patches_of_one_event_cover_it_evenly(first, length, size):
     assert len(found) == 1 or found[-2] + width < first + length  # no more than needed
     left, right = first - found[0], found[-1] + width - first - length
     assert abs(left - right) <= 1
+    # and their cells follow each other, from the first patch's start to the last one's end
+    parts = cells(found, PatchLayout("events", *size))
+    assert [parts[0][0], *(end for _, end in parts)] == [*(top for top, _ in parts), found[-1] + width]
+    assert all(start <= top < bottom <= start + width for start, (top, bottom) in zip(found, parts, strict=True))
 
 
 @given(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
-def test_the_overlap_of_a_patch_and_a_block_is_the_same_place_in_both(row, col, size, height, width):
-    block = Block("b", 3, 5, height, width)
-    outer, inner = overlap(Patch(row, col), size, block)
-    rows, cols = np.mgrid[:40, :40] - 20
+def test_what_a_patch_says_of_a_block_is_the_same_place_in_both(row, col, size, height, width):
+    block, margin = Block("b", 3, 5, height, width), size // 4
+    cell = row + margin, col + margin, row + size - margin, col + size - margin
+    outer, inner = spoken(Patch(row, col, 0, *cell), block)
+    rows, cols = np.mgrid[:50, :50] - 20
     in_block = (rows >= 3) & (rows < 3 + height) & (cols >= 5) & (cols < 5 + width)
-    in_patch = (rows >= row) & (rows < row + size) & (cols >= col) & (cols < col + size)
-    expected = sorted(zip(rows[in_block & in_patch], cols[in_block & in_patch], strict=True))
+    in_cell = (rows >= cell[0]) & (rows < cell[2]) & (cols >= cell[1]) & (cols < cell[3])
+    expected = sorted(zip(rows[in_block & in_cell], cols[in_block & in_cell], strict=True))
     block_rows, block_cols = np.mgrid[3 : 3 + height, 5 : 5 + width][:, *outer]
     patch_rows, patch_cols = np.mgrid[row : row + size, col : col + size][:, *inner]
     assert sorted(zip(block_rows.ravel(), block_cols.ravel(), strict=True)) == expected
     assert sorted(zip(patch_rows.ravel(), patch_cols.ravel(), strict=True)) == expected
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 32, 256, 1024])
-def test_blend_weights_are_a_positive_pyramid(size):
-    weights = blend_weights(size)
-    assert weights.shape == (size, size)
-    assert weights.min() == weights[0, 0] == 1
-    assert weights.max() == ((size + 1) // 2) ** 2 < 2**24
-    for turned in (weights[::-1], weights[:, ::-1], weights.T):
-        assert (turned == weights).all()
-
-
-def test_blend_weights_of_four():
-    assert blend_weights(4)[1].tolist() == [2, 4, 4, 2]
 
 
 # ---------------------------------------------------------------------------------------------- patches on it
@@ -136,7 +140,7 @@ def test_blend_weights_of_four():
 
 @settings(deadline=None, max_examples=25)
 @given(seeds, st.sampled_from([(32, 32), (32, 24), (32, 17), (64, 48)]), st.sampled_from([30, 64, 200]))
-def test_grid_mode_lays_exactly_the_lattice_patches_that_touch_loss(seed, size, cut):
+def test_grid_mode_lays_exactly_the_lattice_patches_that_speak_for_loss(seed, size, cut):
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((GRID.height, GRID.width)) < 0.0005, 7, 0)
     layout, grid = PatchLayout("grid", *size), dataclasses.replace(GRID, block=cut)
@@ -145,16 +149,16 @@ def test_grid_mode_lays_exactly_the_lattice_patches_that_touch_loss(seed, size, 
     for block in grid.blocks():
         part = labels[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
         found = lay(block, layout, part, drawn)
-        assert found == [p for p in lattice_patches(block, layout) if part[overlap(p, layout.size, block)[0]].any()]
+        assert found == [p for p in lattice_patches(block, layout) if part[spoken(p, block)[0]].any()]
         everywhere |= set(found)
     # and over all blocks, exactly those of the lattice of the whole run
     whole = Block("all", 0, 0, GRID.height, GRID.width)
-    assert everywhere == {p for p in lattice_patches(whole, layout) if labels[overlap(p, layout.size, whole)[0]].any()}
+    assert everywhere == {p for p in lattice_patches(whole, layout) if labels[spoken(p, whole)[0]].any()}
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-def test_events_mode_covers_every_pixel_of_every_event_in_every_cut(data):
+def test_events_mode_speaks_once_for_every_pixel_of_every_event_in_every_cut(data):
     layout = PatchLayout("events", *data.draw(st.sampled_from([(32, 32), (32, 24)])))
     labels = np.zeros((GRID.height, GRID.width), np.int32)
     for label in range(1, data.draw(st.integers(1, 4)) + 1):
@@ -169,10 +173,10 @@ def test_events_mode_covers_every_pixel_of_every_event_in_every_cut(data):
         for block in dataclasses.replace(GRID, block=cut).blocks():
             window = slice(block.row0, block.row0 + block.height), slice(block.col0, block.col0 + block.width)
             for patch in lay(block, layout, labels[window], drawn):
-                outer, _ = overlap(patch, layout.size, block)
+                outer, _ = spoken(patch, block)
                 covered[window][outer] += labels[window][outer] == patch.event
                 patches.add(patch)
-        assert (covered[labels > 0] > 0).all()
+        assert (covered == (labels > 0)).all()
         seen[cut] = patches
     assert seen[200] == seen[64]
     for label, (r0, c0, r1, c1) in enumerate(bounds.tolist(), start=1):
@@ -180,7 +184,8 @@ def test_events_mode_covers_every_pixel_of_every_event_in_every_cut(data):
         if r1 == 0:  # later events lie over it
             assert mine == []
         elif max(r1 - r0, c1 - c0) <= layout.size:
-            assert mine == [Patch((r0 + r1 - layout.size) // 2, (c0 + c1 - layout.size) // 2, label)]
+            row0, col0 = (r0 + r1 - layout.size) // 2, (c0 + c1 - layout.size) // 2
+            assert mine == [Patch(row0, col0, label, row0, col0, row0 + layout.size, col0 + layout.size)]
 
 
 def test_no_loss_no_patches():
@@ -200,7 +205,7 @@ def test_covered_pixels_are_those_under_a_patch(seed, size, count):
         seen = np.zeros((1200, 1200), bool)
         for row, col in corners + 400:
             seen[row : row + size[0], col : col + size[0]] = True
-        patches = np.column_stack([corners, np.zeros(count)]).astype(np.int32)
+        patches = np.column_stack([corners, np.zeros((count, len(PATCH) - 2))]).astype(np.int32)
         assert covered_pixels(patches, size[0]) == seen.sum()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, lattice_window, listed, meeting, touching
+from pipeline.lattice import Patch, PatchLayout, lattice_window, listed, meeting, needed
 from pipeline.patches import draw_patches
 from pipeline.predict import cut_patch, predict_loss
 
@@ -55,7 +55,7 @@ def run(world, labels, layout, model, cut, batch=1):
         part = labels[window]
         row0, col0, height, width = lattice_window(block, layout)
         image = world[:, row0 + MARGIN : row0 + height + MARGIN, col0 + MARGIN : col0 + width + MARGIN]
-        patches = listed(touching(meeting(drawn, layout.size, block), layout.size, block, part))
+        patches = listed(needed(meeting(drawn, layout.size, block), block, part))
         logits = predict_loss(image, (row0, col0), patches, block, part, model, layout.size, batch)
         if part.any():
             out[:, *window][:, part > 0] = logits.T
@@ -128,8 +128,8 @@ def test_unobserved_pixels_reach_the_model_as_nan():
     assert seen == [True]
 
 
-def test_two_patches_are_blended_by_their_weights():
-    # one row of pixels under two patches of 4 at columns 0 and 2; the patches answer 0 and 1
+def test_each_patch_answers_for_its_own_cell():
+    # one row of pixels under two patches of 4 at columns 0 and 2, whose cells meet at column 3; they answer 0 and 1
     class Counts:
         calls = 0
 
@@ -142,9 +142,9 @@ def test_two_patches_are_blended_by_their_weights():
     labels = np.zeros((4, 6), np.int32)
     labels[0] = 5
     image = np.zeros((1, 4, 6), np.float32)
-    found = predict_loss(image, (0, 0), [Patch(0, 0), Patch(0, 2)], block, labels, Counts(), 4, 1)
-    # weights along the row: 1 2 2 1 and, two columns on, 1 2 2 1
-    assert found[:, 0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
+    pair = [Patch(0, 0, 0, 0, 0, 4, 3), Patch(0, 2, 0, 0, 3, 4, 6)]
+    found = predict_loss(image, (0, 0), pair, block, labels, Counts(), 4, 1)
+    assert found[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_no_patches_no_logits():

@@ -30,8 +30,8 @@ class Case:
         scene: GeoTIFF of Collection 2 numbers, uint16, 0 = not clear: one clear composite, which the peers need not
             make and Clearcause makes from the bundle.
         network: exported network, see `given.Scorer`.
-        everywhere: loss raster with a square in every patch.
-        reference: GeoTIFF of class indices of our engine, its overlaps blended as in a run, for every pixel.
+        everywhere: loss raster with a square in every cell of the lattice.
+        reference: GeoTIFF of class indices of our engine, patches laid as in a run, for every pixel.
     """
 
     province: Province
@@ -48,7 +48,7 @@ def write_config(case: Case, product: Path, loss: Path, workers: int) -> Path:
     """Configuration of a run on a pattern of loss, its product in a folder that is empty."""
     for folder in (product, product.with_name(product.name + ".work")):
         shutil.rmtree(folder, ignore_errors=True)
-    # as many blocks as keep the workers busy; more would compute more patches twice
+    # as many blocks as keep the workers busy
     block = min(2048, -(-max(case.grid.height, case.grid.width) // workers))
     changes = (
         f"loss.source={loss}", f"loss.years=[{YEAR}]", f"model={case.model}", f"compute.workers={workers}",

@@ -105,7 +105,7 @@ def ratios(peer: Sequence[Usage], ours: Sequence[Usage]) -> dict[str, list[float
 
 
 def counts(product: Path) -> dict[str, int]:
-    """Events, blocks and patches of a product; a patch that two blocks share counts twice, as it is computed twice."""
+    """Events, blocks and patches of a product."""
     told = json.loads((product / "run.json").read_text(encoding="utf-8"))["counts"]
     return {key: told[key] for key in ("events", "blocks", "patches") if key in told}
 

@@ -89,12 +89,10 @@ def _write_scene(case: Case) -> None:
 
 
 def _write_everywhere(case: Case) -> None:
-    """A square in every cell of the lattice, near enough to its corner that the patch before it holds it, too."""
+    """A square in every cell of the lattice, so that every patch is computed."""
     lost = np.zeros((case.grid.height, case.grid.width), np.uint8)
-    stride, shared = case.layout.stride, case.layout.size - case.layout.stride
-    start = (shared - SQUARE) // 2
-    for row in range(start, case.grid.height, stride):
-        for col in range(start, case.grid.width, stride):
+    for row in range(0, case.grid.height, case.layout.stride):
+        for col in range(0, case.grid.width, case.layout.stride):
             lost[row : row + SQUARE, col : col + SQUARE] = YEAR - 2000
     with rasterio.open(case.everywhere, "w", **_profile(case, 1, "uint8")) as target:
         target.write(lost, 1)
