@@ -3,10 +3,10 @@
     python -m benchmarks.lattice [--seeds 20261 20262 20263]
 
 Loss is scattered, so most large patches hold some: a larger patch shows the model more land around a loss and computes
-more that nobody asks for; with a smaller stride every pixel lies deeper inside its patch. One JSON line for each lattice: patches and
-megapixels of them, seconds inside the model, and the share of classified events whose driver is right, with its 95 %
-interval (Wilson) as if events were independent. The model was trained and calibrated with patches of 256 and a stride
-of 192, which favours those. Everything is simulated.
+more that nobody asks for; with a smaller stride every pixel lies deeper inside its patch. One JSON line for each
+lattice: patches and megapixels of them, seconds inside the model, and the share of classified events whose driver is
+right, with its 95 % interval (Wilson) as if events were independent. The model was trained and calibrated with patches
+of 256 and a stride of 192, which favours those. Everything is simulated.
 """
 
 from __future__ import annotations
