@@ -18,15 +18,16 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from flows.clusters import GPU, open_cluster, worker_count
 from flows.workers import Needs, examine, needs_of, try_once
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, IncompleteError
-from pipeline.request import Pool, PoolFactory, thread_pool
+from pipeline.request import Pool, thread_pool
 
-__all__ = ["early_pool", "open_pool", "worker_count"]
+__all__ = ["EarlyPool", "open_pool", "worker_count"]
 
 _LOOK = 2.0
 """Seconds between two looks at the workers."""
@@ -47,37 +48,59 @@ def open_pool(config: RunConfig) -> AbstractContextManager[Pool]:
     return _cluster_pool(config) if "://" not in config.compute.executor else _scheduler_pool(config)
 
 
-@contextmanager
-def early_pool(config: RunConfig) -> Iterator[PoolFactory]:
-    """Give `open_pool` with workers of this machine that are started now, beside what comes before the blocks.
+class EarlyPool:
+    """`open_pool` for a run, with workers of this machine that are started beside what comes before the blocks.
 
-    They serve its first use and end with it. Workers that are asked for elsewhere are not: a queue may charge for them.
+    They serve its first use, and end after it, beside what comes next. Workers that are asked for elsewhere are not
+    started early: a queue may charge for them.
     """
-    if config.compute.executor != "local":
-        yield open_pool
-        return
-    # here, not in the thread: two threads that import packages which import each other may see half of one
-    from distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    with ThreadPoolExecutor(1, "cluster") as thread, ExitStack() as started:
-        starting = [thread.submit(started.enter_context, open_cluster(config.compute))]
+    def __init__(self, config: RunConfig) -> None:
+        """Start nothing yet."""
+        self._config = config
+        self._thread = ThreadPoolExecutor(1, "pool")
+        self._started = ExitStack()
+        self._pool: Future[Pool] | None = None
+        self._endings: list[Future[None]] = []
 
-        @contextmanager
-        def opened(asked: RunConfig) -> Iterator[Pool]:
-            if not starting:
-                with open_pool(asked) as pool:
-                    yield pool
-                return
-            cluster = starting.pop().result()
-            with started.pop_all(), Client(cluster) as client, _blocks(client, asked) as pool:
+    def begin(self) -> None:
+        """Start workers now, unless they are started or are not of this machine."""
+        if self._config.compute.executor != "local" or self._pool is not None:
+            return
+        # here, not in the thread: two threads that import packages which import each other may see half of one
+        import distributed  # noqa: F401
+
+        self._pool = self._thread.submit(self._started.enter_context, open_pool(self._config))
+
+    @contextmanager
+    def __call__(self, config: RunConfig) -> Iterator[Pool]:
+        """Open the pool, the one that was begun or another one."""
+        if self._pool is None:
+            with open_pool(config) as pool:
                 yield pool
-
+            return
+        begun, self._pool = self._pool, None
         try:
-            yield opened
+            yield begun.result()
         finally:
-            for unused in starting:
-                unused.exception()
+            self._end()
+
+    def _end(self) -> None:
+        # in the thread that began it: Dask's client keeps a context variable
+        self._endings.append(self._thread.submit(self._started.close))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what was begun and not used; it cannot be stopped before it has started."""
+        self._end()
+        for ending in self._endings:
+            ending.result()
+        self._thread.shutdown()
 
 
 @contextmanager

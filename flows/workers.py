@@ -98,11 +98,20 @@ def _model_digest(folder: Path) -> str:
 
 
 async def examine(needs: Needs, dask_worker: Any) -> str:
-    """Why the worker that runs this is not fit, or nothing."""
+    """Why the worker that runs this is not fit, or nothing; one that is fit has loaded what its first block needs."""
     # 0 or None: the worker has no limit of its own
     memory = (dask_worker.memory_manager.memory_limit or float("inf")) / dask_worker.state.nthreads
     # in a thread: the worker must answer its scheduler while libraries load
-    return await asyncio.to_thread(fault, needs, memory)
+    said = await asyncio.to_thread(fault, needs, memory)
+    if not said:
+        await asyncio.to_thread(_load)
+    return said
+
+
+def _load() -> None:
+    from pipeline.blocks import load_libraries
+
+    load_libraries()
 
 
 def try_once(compute: Callable[[BlockTask], BlockRecord], task: BlockTask, mark: Path) -> BlockRecord:

@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +82,7 @@ def run_config(
         KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
     """
     clock = Clock()
-    from flows.runtime import early_pool, open_pool, worker_count
+    from flows.runtime import EarlyPool, worker_count
     from pipeline import steps
     from pipeline.artifacts import run_lock
     from pipeline.plan import PLAN_FILE
@@ -92,11 +91,11 @@ def run_config(
     steps.check_output(config)
     with (
         run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
-        _progress() as progress,
+        _progress() as progress, EarlyPool(config) as pool,
     ):  # fmt: skip
         request = Request(
-            config, blocks, allow_incomplete, replan, open_pool, progress, worker_count(config.compute),
-            by.kind, clock,
+            config, blocks, allow_incomplete, replan, pool, progress, worker_count(config.compute), by.kind, clock,
+            pool.begin,
         )  # fmt: skip
         if replan:
             return by.carry_out(request)
@@ -109,8 +108,8 @@ def run_config(
             return done
         if {planned.block.id for planned in plan.blocks} <= steps.finished_blocks(config.work, plan):
             return by.carry_out(request)
-        with early_pool(config) as pool:
-            return by.carry_out(replace(request, pool=pool))
+        pool.begin()
+        return by.carry_out(request)
 
 
 @contextmanager

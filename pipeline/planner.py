@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +84,11 @@ def _model_digest(card: ModelCard, precision: str) -> str:
     return digest([parts, precision] if precision in HALF else parts)
 
 
-def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
+def make_plan(config: RunConfig, card: ModelCard, inputs: str, loss_is_read: Callable[[], None] = lambda: None) -> Plan:
     """Ask the loss, the grid and the catalog once, and freeze the answers; raises InputError.
 
-    Long, because each question needs the answers to those before it, and the plan holds all of them.
+    `loss_is_read` is called when only patches and scenes are still to be found. Long, because each question needs the
+    answers to those before it, and the plan holds all of them.
     """
     from pipeline.auxiliary import sample_auxiliary
     from pipeline.auxiliary.record import describe_sources, doubts
@@ -109,6 +111,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str) -> Plan:
         predictors = sample_auxiliary(events.geometry, config.auxiliary, _made_labels(config))
         sources = describe_sources(config.auxiliary, predictors)
         events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
+        loss_is_read()
         drawn = drawing.draw(layout, grid, burned.bounds)
     blocks = planning.find_blocks(events, grid, labels, layout.size, drawn)
     planning.save_patches(config.work, blocks)

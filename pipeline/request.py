@@ -60,7 +60,8 @@ class Request:
     """A run as asked for: the configuration, which blocks (all by default), and what may be left out.
 
     `workers` (how many there will be, where the caller knows) and `orchestrator` (see `pipeline.costs.forecast`) are
-    for the forecast, which `clock` holds against what the run took.
+    for the forecast, which `clock` holds against what the run took. `begin_pool` is called once a plan is being made
+    and its local inputs have been found good: the pool may start meanwhile.
     """
 
     config: RunConfig
@@ -72,6 +73,7 @@ class Request:
     workers: int | None = None
     orchestrator: str = "none"
     clock: Clock = field(default_factory=Clock, compare=False)
+    begin_pool: Callable[[], None] = field(default=lambda: None, compare=False)
 
     @property
     def work(self) -> Path:

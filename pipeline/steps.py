@@ -56,7 +56,7 @@ def plan_run(request: Request) -> Plan:
     if plan is None:
         work.mkdir(parents=True, exist_ok=True)
         (work / PLAN_FILE).unlink(missing_ok=True)
-        plan = make_plan(config, card, inputs)
+        plan = make_plan(config, card, inputs, request.begin_pool)
     elif waiting := late.read_awaiting(work, state_digest(plan)):
         plan = late.plan_pass(config, card, plan, waiting) or plan
     plan = dataclasses.replace(plan, cache=str(config.imagery.cache))
@@ -89,7 +89,7 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
     """
     wanted = _wanted(request, plan)
     ledger = Ledger()
-    missing = []
+    missing: list[planning.PlannedBlock] = []
     states: dict[str, str] = {}
     names = [checkpoint_name(plan, planned, states=states) for planned in wanted]
     kept = _checkpoint_store(request, names)
@@ -98,9 +98,11 @@ def predict_blocks(request: Request, plan: Plan) -> Ledger:
         if checkpoint.exists():
             ledger.records[planned.block.id] = found_block(checkpoint, planned.block.id)
         else:
-            missing.append(planned.block.id)
+            missing.append(planned)
     if missing:
-        _compute(request, missing, ledger, kept)
+        # the longest first, so that no worker is left alone with one at the end
+        missing.sort(key=lambda planned: -planned.patches)
+        _compute(request, [planned.block.id for planned in missing], ledger, kept)
         if ledger.excluded:
             return _without(request, plan, ledger)
     _save_ledger(request, ledger)

@@ -161,7 +161,8 @@ def _stages(work: Work, setting: Setting, factor: dict[str, float]) -> dict[str,
         "look": work.look_s * factor[table.LOOK],
         "fetch": work.network_s * factor[table.NETWORK] * factor[table.BYTES],
         "workers": begun + opened,
-        "blocks": makespan(blocks, setting.workers),
+        # as they are given out: the longest first
+        "blocks": makespan(sorted(blocks, reverse=True), setting.workers),
         "merge": work.merge_s * factor[table.MERGE],
         "publish": work.publish_s * factor[table.PUBLISH],
     }

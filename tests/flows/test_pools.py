@@ -18,7 +18,7 @@ from run_samples import ROOT, write_config
 from simulated_blocks import POISON, tasks
 
 from flows import clusters, workers
-from flows.runtime import TRIES, early_pool, open_pool
+from flows.runtime import TRIES, EarlyPool, open_pool
 from flows.workers import TriedBefore
 from pipeline.config import Compute, load_config
 from pipeline.errors import ConfigError, IncompleteError
@@ -200,7 +200,9 @@ def children():
 
 def test_workers_that_are_started_early_serve_once_and_go(config):
     asked, before = config("local", 1), children()
-    with early_pool(asked) as pool:
+    with EarlyPool(asked) as pool:
+        pool.begin()
+        pool.begin()
         with pool(asked) as opened:
             first = opened.executor.submit(simulated_blocks.whoami, None).result(60)
             assert first in children() - before
@@ -211,8 +213,10 @@ def test_workers_that_are_started_early_serve_once_and_go(config):
 
 def test_workers_that_are_started_early_and_not_needed_go_too(config):
     before = children()
-    with pytest.raises(ZeroDivisionError), early_pool(config("local", 2)):
-        raise ZeroDivisionError
+    with EarlyPool(config("local", 2)) as pool:
+        pool.begin()
+        pool._pool.result()
+        assert children() - before
     left = [psutil.Process(pid).cmdline() for pid in children() - before]
     assert [line for line in left if "spawn_main" in " ".join(line)] == []
 
@@ -223,14 +227,29 @@ def test_workers_that_cannot_be_started_early_are_told_of_when_they_are_needed(c
 
     monkeypatch.setitem(clusters._KINDS, "local", (*clusters._KINDS["local"][:3], broken))
     asked = config("local", 1)
-    with early_pool(asked) as pool, pytest.raises(ConfigError, match="no such cluster"), pool(asked):
-        pass
+    with EarlyPool(asked) as pool:
+        pool.begin()
+        with pytest.raises(ConfigError, match="no such cluster"), pool(asked):
+            pass
 
 
 @pytest.mark.parametrize("executor", ["threads", "tcp://127.0.0.1:9"])
 def test_only_workers_of_this_machine_are_started_early(executor, config):
-    with early_pool(config(executor, 1)) as pool:
-        assert pool is open_pool
+    with EarlyPool(config(executor, 1)) as pool:
+        pool.begin()
+        assert pool._pool is None
+
+
+def test_a_pool_that_nobody_began_is_opened_when_it_is_asked_for(config):
+    asked = config("local", 1)
+    with EarlyPool(asked) as pool, pool(asked) as opened:
+        assert opened.executor.submit(simulated_blocks.whoami, None).result(60) in children()
+
+
+def test_workers_that_are_asked_have_loaded_what_their_first_block_needs(config):
+    asked = config("local", 1)
+    with EarlyPool(asked) as pool, pool(asked) as opened:
+        assert opened.executor.submit(simulated_blocks.loaded, None).result(60) == ["_medians", "_mean", "_nearest"]
 
 
 # ---------------------------------------------------------------------------------------------- workers
