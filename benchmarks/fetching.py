@@ -33,7 +33,7 @@ from pipeline.catalog.scene import Asset
 from pipeline.demo import ROOT, write_province
 from pipeline.grid import RunGrid
 from pipeline.imagery import list_reads
-from pipeline.lattice import PatchLayout, listed, meeting, needed
+from pipeline.lattice import BlockLoss, PatchLayout, lattice_window, listed, meeting, needed
 from pipeline.patches import draw_patches
 from pipeline.simulate import ProvinceParams
 
@@ -148,13 +148,17 @@ def windows_of(grid: RunGrid, share: float, seed: int) -> _Windows:
         * (200 / 8)
         * 1.0
     )
-    loss = (field_ > np.quantile(field_, 1 - share)).astype(np.int32)
+    labels, _ = scipy.ndimage.label(field_ > np.quantile(field_, 1 - share), np.ones((3, 3)))
+    edge = LAYOUT.size
+    padded = np.pad(labels.astype(np.int32), edge)
     found: _Windows = {}
     drawn = draw_patches(LAYOUT, grid, np.zeros((0, 4), np.int64))
     for block in grid.blocks():
-        labels = loss[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
-        if labels.any():
-            patches = listed(needed(meeting(drawn, LAYOUT.size, block), block, labels))
+        row0, col0, height, width = lattice_window(block, LAYOUT)
+        part = padded[row0 + edge : row0 + edge + height, col0 + edge : col0 + edge + width]
+        lost = BlockLoss(block, row0, col0, part)
+        if lost.inside.any():
+            patches = listed(needed(meeting(drawn, LAYOUT.size, block), LAYOUT.size, lost))
             found[block.id] = [read.window for read in list_reads([patches], block, LAYOUT)]
     return found
 

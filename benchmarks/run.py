@@ -2,11 +2,13 @@
 
     python -m benchmarks.run                                       # 2,000 px, 1 % and 30 % loss, 2 workers
     python -m benchmarks.run --size 2000 4000 7600 --share 0.01 0.1 0.3 --workers 1 2
+    python -m benchmarks.run --size 4000 7600 15000 --share 0.01 --dates 1  # does time grow as a line, and memory not?
     python -m benchmarks.run --against HEAD~20 --rounds 5          # both by turns: the ratio says what the code did
 
 A case is a whole `clearcause run --no-prefect` in processes of its own, start-up included. One JSON line for each:
 seconds of the wall and of all cores, of each stage and of blocks; megapixels of patches a second of the wall, of a
-core, and of blocks; the share of blocks' time inside the model; peak memory of a worker. Lines are kept in
+core, and of blocks; the share of blocks' time inside the model; peak memory of a worker. From three cases with as many
+workers on, a line through their seconds over their patches: its slope, and R2. Lines are kept in
 out/bench/results.jsonl. A machine is never the same twice, so a stored line is no ruler: `--against` runs the other
 commit's code on the same provinces between the runs of this one, and prints medians of the ratio of each pair. All
 imagery is simulated; the arithmetic is the real one.
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipeline.demo import ROOT, province_config, write_province
@@ -44,12 +47,13 @@ class Case:
     share: float
     workers: int
     block: int | None = None
+    dates: int = 3
 
 
 def prepared(out: Path, case: Case, name: str) -> Path:
     """The configuration file of a case, its product in a folder that is empty; the province is simulated once."""
-    params = ProvinceParams(size=case.size, seed=7, loss_share=case.share, dates=3)
-    province = write_province(out / f"province-{case.size}-{case.share}", params)
+    params = ProvinceParams(size=case.size, seed=7, loss_share=case.share, dates=case.dates)
+    province = write_province(out / f"province-{case.size}-{case.share}-{case.dates}", params)
     product = out / f"product-{name}"
     for folder in (product, product.with_name(product.name + ".work")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,6 +131,18 @@ def compare(out: Path, case: Case, other: Path, rounds: int) -> dict[str, Any]:
     return told
 
 
+def fitted(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The line through the seconds of some cases over their patches, in the wall and in blocks, and how good it is."""
+    patches = np.array([line["patches"] for line in lines], float)
+    told: dict[str, Any] = {"fit_over": [int(count) for count in patches], "workers": lines[0]["workers"]}
+    for key in ("wall_s", "block_s"):
+        seconds = np.array([line[key] for line in lines], float)
+        slope, start = np.polyfit(patches, seconds, 1)
+        told[f"{key}_a_patch"], told[f"{key}_at_0"] = round(float(slope), 4), round(float(start), 1)
+        told[f"{key}_r2"] = round(float(np.corrcoef(patches, seconds)[0, 1] ** 2), 4)
+    return told
+
+
 def main() -> None:
     """Measure every case, or compare it with another commit, and print one JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,14 +151,21 @@ def main() -> None:
     parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.30])
     parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--block", type=int, help="pixels a side of a block; default that of the demo")
+    parser.add_argument("--dates", type=int, default=3, help="dates a year of the simulated archive")
     parser.add_argument("--against", help="a commit whose code is run by turns with this one")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs, with --against")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     other = checked_out(args.out, revision(args.against)) if args.against else None
+    found: dict[int, list[dict[str, Any]]] = {}
     for size, share, workers in itertools.product(args.size, args.share, args.workers):
-        case = Case(size, share, workers, args.block)
-        keep(args.out, compare(args.out, case, other, args.rounds) if other else measure(args.out, case))
+        case = Case(size, share, workers, args.block, args.dates)
+        told = compare(args.out, case, other, args.rounds) if other else measure(args.out, case)
+        found.setdefault(workers, []).append(told)
+        keep(args.out, told)
+    for lines in found.values():
+        if len(lines) > 2 and not other:
+            keep(args.out, fitted(lines))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rasterio
-from rasterio.windows import Window
 
 from pipeline.artifacts import code_digest, committed_folder, digest, file_sha256, stamp, write_json
 from pipeline.catalog.fetch import localised
@@ -32,9 +31,18 @@ from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
 from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites, list_reads
 from pipeline.labels import NO_DATA
-from pipeline.lattice import lattice_window, listed, needed
+from pipeline.lattice import BlockLoss, listed, needed
 from pipeline.models.calibration import calibrated
-from pipeline.plan import EVENTS_FILE, LABELS_FILE, PLAN_FILE, Plan, PlannedBlock, read_patches, read_plan
+from pipeline.plan import (
+    EVENTS_FILE,
+    LABELS_FILE,
+    PLAN_FILE,
+    Plan,
+    PlannedBlock,
+    read_block_loss,
+    read_patches,
+    read_plan,
+)
 from pipeline.predict import predict_loss
 from pipeline.resample import Places, take_mean, take_nearest
 
@@ -201,55 +209,45 @@ def peak_rss_mb() -> int:
     return round(peak / 1024 if sys.platform != "darwin" else peak / 1024**2)
 
 
-def _read_labels(work: Path, block: Block) -> np.ndarray:
+def _read_loss(work: Path, plan: Plan, planned: PlannedBlock) -> BlockLoss:
     with rasterio.open(work / LABELS_FILE) as raster:
-        return np.asarray(raster.read(1, window=Window(block.col0, block.row0, block.width, block.height)))
+        return read_block_loss(raster, planned.block, plan.layout)
 
 
 def _predict_block(task: BlockTask, plan: Plan, planned: PlannedBlock, model: _Timed) -> list[YearSums]:
     """All loss years of a block, a few at a time."""
     _, year_of, last = _opened(task.work, task.plan)
-    drawn = read_patches(task.work, planned)
+    drawn, loss = read_patches(task.work, planned), _read_loss(task.work, plan, planned)
     parts = []
-    for lost in _grouped(task.work, planned, year_of):
+    for lost in _grouped(loss, planned, year_of):
         group = []
-        for year, loss in lost.items():
+        for year, own in lost.items():
             scenes = [plan.scenes[s] for s in planned.scenes[year] if s not in task.excluded]
-            image = _year_image(plan, planned.block, loss, [localised(s, task.cache) for s in scenes], drawn)
-            image.since = _since(task.work, plan, planned.block, np.where(year_of == year, last, 0))
+            image = _year_image(plan, own, [localised(s, task.cache) for s in scenes], drawn)
+            image.since = _since(loss, np.where(year_of == year, last, 0))
             group.append(image)
         fill_composites(group, planned.block, plan.grid, plan.layout, plan.bands)
         batch = task.batch or _patches_at_once(model)
-        parts += [_predict_year(plan, planned.block, year, drawn, model, batch) for year in group]
+        parts += [_predict_year(plan, year, drawn, model, batch) for year in group]
     return parts
 
 
-def _since(work: Path, plan: Plan, block: Block, last: np.ndarray) -> np.ndarray | None:
+def _since(loss: BlockLoss, last: np.ndarray) -> np.ndarray | None:
     """Day from which on each pixel of the block's lattice window is looked at; None where `last` by event is all 0.
 
     Over the whole window: what a patch sees around a block may not depend on where the block ends.
     """
-    if not last.any():
-        return None
-    row0, col0, height, width = lattice_window(block, plan.layout)
-    out = np.zeros((height, width), np.int32)
-    r0, c0 = max(row0, 0), max(col0, 0)
-    r1, c1 = min(row0 + height, plan.grid.height), min(col0 + width, plan.grid.width)
-    with rasterio.open(work / LABELS_FILE) as raster:
-        labels = raster.read(1, window=Window(c0, r0, c1 - c0, r1 - r0))
-    out[r0 - row0 : r1 - row0, c0 - col0 : c1 - col0] = np.concatenate([[0], last])[labels]
-    return out
+    return np.concatenate([[0], last])[loss.labels].astype(np.int32) if last.any() else None
 
 
-def _grouped(work: Path, planned: PlannedBlock, year_of: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
-    """The loss years of a block in the groups that are composited at once: year to its event labels, 0 elsewhere."""
-    labels = _read_labels(work, planned.block)
+def _grouped(loss: BlockLoss, planned: PlannedBlock, year_of: np.ndarray) -> Iterator[dict[int, BlockLoss]]:
+    """The loss years of a block in the groups that are composited at once."""
     if planned.late:
-        labels[~np.isin(labels, np.array(planned.only) + 1)] = 0
-    years = np.concatenate([[0], year_of])[labels]
+        loss = loss.only(np.isin(loss.labels, np.array(planned.only) + 1))
+    years = np.concatenate([[0], year_of])[loss.labels]
     order = sorted(planned.scenes)
     for start in range(0, len(order), YEARS_AT_ONCE):
-        yield {year: np.where(years == year, labels, 0) for year in order[start : start + YEARS_AT_ONCE]}
+        yield {year: loss.only(years == year) for year in order[start : start + YEARS_AT_ONCE]}
 
 
 def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[tuple[int, int, int, int], set[int]]]:
@@ -258,10 +256,10 @@ def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[t
     The windows hold for every choice of scenes: with fewer of them less is read, never more.
     """
     year_of, _ = _event_rows(work)
-    drawn = read_patches(work, planned)
+    drawn, size = read_patches(work, planned), plan.layout.size
     found = []
-    for lost in _grouped(work, planned, year_of):
-        group = [listed(needed(drawn, planned.block, loss)) for loss in lost.values()]
+    for lost in _grouped(_read_loss(work, plan, planned), planned, year_of):
+        group = [listed(needed(drawn, size, loss)) for loss in lost.values()]
         reads = list_reads(group, planned.block, plan.layout)
         found += [(read.window, {year for k, year in enumerate(lost) if k in read.years}) for read in reads]
     return found
@@ -274,25 +272,23 @@ def _patches_at_once(model: _Timed) -> int:
     return 1 if getattr(model.segmenter, "batch", 1) == 1 else MOST_PATCHES
 
 
-def _year_image(plan: Plan, block: Block, loss: np.ndarray, scenes: list[Scene], drawn: np.ndarray) -> YearImage:
+def _year_image(plan: Plan, loss: BlockLoss, scenes: list[Scene], drawn: np.ndarray) -> YearImage:
     """A loss year with an empty image and those of the block's patches that speak for its loss."""
-    image = np.full((len(plan.bands), *lattice_window(block, plan.layout)[2:]), np.nan, np.float32)
-    return YearImage(loss, scenes, listed(needed(drawn, block, loss)), image)
+    image = np.full((len(plan.bands), *loss.labels.shape), np.nan, np.float32)
+    return YearImage(loss, scenes, listed(needed(drawn, plan.layout.size, loss)), image)
 
 
-def _predict_year(
-    plan: Plan, block: Block, year: YearImage, drawn: np.ndarray, model: _Timed, batch: int
-) -> YearSums:  # fmt: skip
+def _predict_year(plan: Plan, year: YearImage, drawn: np.ndarray, model: _Timed, batch: int) -> YearSums:
     """Composite of one loss year to classes of its loss pixels and sums of its events."""
-    row0, col0, _, _ = lattice_window(block, plan.layout)
-    rows = slice(block.row0 - row0, block.row0 - row0 + block.height)
-    cols = slice(block.col0 - col0, block.col0 - col0 + block.width)
-    clear = np.where(np.isnan(year.image[0, rows, cols]), 0, year.loss)
+    loss, block, size = year.loss, year.loss.block, plan.layout.size
+    rows = slice(block.row0 - loss.row0, block.row0 - loss.row0 + block.height)
+    cols = slice(block.col0 - loss.col0, block.col0 - loss.col0 + block.width)
+    clear = np.where(np.isnan(year.image[0, rows, cols]), 0, loss.inside)
     # patches without a clear loss pixel say nothing that is kept
-    patches = listed(needed(drawn, block, clear))
-    logits = predict_loss(year.image, (row0, col0), patches, block, clear, model, plan.layout.size, batch)
+    patches = listed(needed(drawn, size, loss, clear))
+    logits = predict_loss(year.image, patches, loss, clear, model, size, batch)
     images = [(event, scene, count) for (event, scene), count in sorted(year.seen.items())]
-    return _sum_year(year.loss, clear, logits, images, model.card)
+    return _sum_year(loss.inside, clear, logits, images, model.card)
 
 
 def _sum_year(

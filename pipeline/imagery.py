@@ -15,7 +15,7 @@ from pipeline.alerts import day_number
 from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, lattice_window
+from pipeline.lattice import BlockLoss, Patch, PatchLayout, lattice_window
 from pipeline.stack import SceneStack
 
 YEARS_AT_ONCE = 3
@@ -29,7 +29,7 @@ class YearImage:
     """One loss year of a block.
 
     Attributes:
-        loss: int32 [block.height, block.width], event labels of this year, 0 elsewhere.
+        loss: of this year.
         scenes: what the composite is made of.
         patches: where the model will look.
         image: float32 [bands, height, width] over the block's lattice window, NaN = not seen (`fill_composites`).
@@ -38,7 +38,7 @@ class YearImage:
             not count, as its forest still stood; None where no day is known.
     """
 
-    loss: np.ndarray
+    loss: BlockLoss
     scenes: Sequence[Scene]
     patches: Sequence[Patch]
     image: np.ndarray
@@ -95,7 +95,7 @@ def fill_composites(
                 if year.since is not None:
                     _hide_early(chosen, year.scenes, year.since[inside])
                 year.image[:, *inside], _ = median_composite(chosen)
-                _count_seen(year, _cut(year.loss, block, (top, left, h, w)), chosen)
+                _count_seen(year, _cut(year.loss.inside, block, (top, left, h, w)), chosen)
 
 
 def _tiles(row0: int, col0: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:

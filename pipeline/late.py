@@ -139,16 +139,17 @@ def _late_blocks(
             near &= (boxes[:, 1] < block.col0 + block.width) & (boxes[:, 3] > block.col0)
             if not near.any():
                 continue
-            labels = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
-            labels[~np.isin(labels, rows[near] + 1)] = 0
-            if not labels.any():
+            loss = planning.read_block_loss(raster, block, plan.layout)
+            loss = loss.only(np.isin(loss.labels, rows[near] + 1))
+            inside = loss.inside
+            if not inside.any():
                 continue
             drawn = planning.read_patches(work, planned)
-            part = planning.find_block(block, labels, years, plan.layout.size, drawn)
+            part = planning.find_block(loss, years, plan.layout.size, drawn)
             late = planning.assign_scenes(block, part.patches, chosen, plan.grid, plan.layout)
             if any(late.values()):
                 scenes = {year: tuple(sorted({*planned.scenes.get(year, ()), *ids})) for year, ids in late.items()}
-                only = tuple(int(row) for row in np.unique(labels[labels > 0]) - 1)
+                only = tuple(int(row) for row in np.unique(inside[inside > 0]) - 1)
                 own = dataclasses.replace(block, id=f"{block.id}+{number}")
                 patches = sum(part.patches.values())
                 found.append(PlannedBlock(own, scenes, part.events, part.pixels, patches, number, only, part.covered))

@@ -1,10 +1,12 @@
-"""The lattice of patches: where they lie, and the cell that each of them speaks for.
+"""The lattice of patches: where they lie, which events each of them speaks for, and how overlaps are weighted.
 
 All patches of a run lie on one lattice anchored at the run's grid, whatever the blocks are: squeeze-and-excitation lets
 every pixel see its whole patch, so a lattice that moved with the block would change answers. Patches overlap, their
-cells do not: a pixel is classified once, by the patch in whose middle it lies. So the fewest patches are computed that
-let each pixel see as much of its surroundings as the lattice has to give, and a pixel's answer does not depend on what
-other loss there is. Blocks are whole cells: no patch is computed twice.
+cells do not: an event is spoken for by the patches in whose cells it lies, so that the fewest patches are computed that
+show each pixel's surroundings. Where several of them speak for one event they are blended, so there is no seam in it.
+Nothing but the event itself decides who speaks for it: its answer does not depend on what other loss there is.
+
+Blocks are whole cells, so that two blocks share only the patches of events that cross their border.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 from pipeline.grid import Block
 
 EVERY_EVENT = 0
-"""As `Patch.event`: the patch speaks for all loss inside it."""
+"""As `Patch.event`: the patch speaks for any event in its cell."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class PatchLayout:
 
 @dataclass(frozen=True)
 class Patch:
-    """A model input window on the run's grid, and what it speaks for.
+    """A model input window on the run's grid.
 
     Attributes:
         row0, col0: its first row and column.
-        event: label of the one event it speaks for, or EVERY_EVENT.
-        top, left, bottom, right: its cell, first and last + 1 row and column.
+        event: label of the one event it may speak for, or EVERY_EVENT.
+        top, left, bottom, right: its cell, first and last + 1 row and column: it speaks for events that have a pixel
+            there.
     """
 
     row0: int
@@ -66,13 +69,14 @@ PATCH = tuple(field.name for field in fields(Patch))
 def lattice_window(block: Block, layout: PatchLayout) -> tuple[int, int, int, int]:
     """Rows and columns (row0, col0, height, width) that patches of a block may cover.
 
-    With mode `grid` they are those of the patches whose cells meet the block; with `events` a patch starts anywhere.
+    With mode `grid` they are those of the lattice patches that meet the block; with `events` a patch starts anywhere.
     """
 
     def span(start: int, length: int) -> tuple[int, int]:
         if layout.mode == "events":
             return start - layout.size + 1, length + 2 * (layout.size - 1)
-        first, last = start // layout.stride, (start + length - 1) // layout.stride
+        first = math.ceil((start - layout.size + 1 + layout.margin) / layout.stride)
+        last = (start + length - 1 + layout.margin) // layout.stride
         return first * layout.stride - layout.margin, (last - first) * layout.stride + layout.size
 
     (row0, height), (col0, width) = span(block.row0, block.height), span(block.col0, block.width)
@@ -88,46 +92,109 @@ def starts(first: int, end: int, size: int, stride: int) -> list[int]:
 
 
 def cells(found: Sequence[int], layout: PatchLayout) -> list[tuple[int, int]]:
-    """First and last + 1 row (or column) that each of an event's patches, by its start, speaks for."""
+    """First and last + 1 row (or column) of the cell of each of an event's patches, by its start."""
     cuts = [found[0], *(start + layout.margin for start in found[1:]), found[-1] + layout.size]
     return list(itertools.pairwise(cuts))
 
 
-def spoken(patch: Patch, block: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of a patch's cell inside a block: of the block's array, and of the patch's array."""
-    top, bottom = (min(max(row, block.row0), block.row0 + block.height) for row in (patch.top, patch.bottom))
-    left, right = (min(max(col, block.col0), block.col0 + block.width) for col in (patch.left, patch.right))
-    outer = slice(top - block.row0, bottom - block.row0), slice(left - block.col0, right - block.col0)
-    return outer, (slice(top - patch.row0, bottom - patch.row0), slice(left - patch.col0, right - patch.col0))
+class BlockLoss:
+    """The loss of a block and around it.
+
+    Attributes:
+        block: the block.
+        row0, col0: first row and column, on the run's grid, of its lattice window.
+        labels: int32 over that window, the event's label, 0 = no loss.
+    """
+
+    def __init__(self, block: Block, row0: int, col0: int, labels: np.ndarray) -> None:
+        """See the class."""
+        self.block, self.row0, self.col0, self.labels = block, row0, col0, labels
+        self._spoken = np.zeros(int(labels.max(initial=0)) + 1, bool)
+
+    def only(self, chosen: np.ndarray) -> BlockLoss:
+        """The part of it that is `chosen`, bool over the same window."""
+        return BlockLoss(self.block, self.row0, self.col0, np.where(chosen, self.labels, 0))
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Labels int32 [block.height, block.width]."""
+        top, left = self.block.row0 - self.row0, self.block.col0 - self.col0
+        part: np.ndarray = self.labels[top : top + self.block.height, left : left + self.block.width]
+        return part
+
+    def spoken(
+        self, patch: Patch, size: int, labels: np.ndarray
+    ) -> tuple[tuple[slice, slice], tuple[slice, slice], np.ndarray]:
+        """What a patch of `size` pixels says of the block.
+
+        Returns:
+            Slices of the patch's part inside the block, of the block's array and of the patch's array, and bool over
+            that part: where `labels` [block.height, block.width] is an event that the patch speaks for.
+        """
+        outer, inner = overlap(patch, size, self.block)
+        cell = self.labels[
+            patch.top - self.row0 : patch.bottom - self.row0, patch.left - self.col0 : patch.right - self.col0
+        ]
+        self._spoken[cell] = True
+        self._spoken[0] = False
+        own = self._spoken[labels[outer]]
+        self._spoken[cell] = False
+        if patch.event != EVERY_EVENT:
+            own &= labels[outer] == patch.event
+        return outer, inner, own
+
+
+def overlap(patch: Patch, size: int, block: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of a patch's part inside a block: of the block's array, and of the patch's array."""
+    top, left = patch.row0 - block.row0, patch.col0 - block.col0
+    rows = slice(max(top, 0), max(min(top + size, block.height), 0))
+    cols = slice(max(left, 0), max(min(left + size, block.width), 0))
+    inside = slice(rows.start - top, max(rows.stop - top, 0)), slice(cols.start - left, max(cols.stop - left, 0))
+    return (rows, cols), inside
 
 
 def meeting(patches: np.ndarray, size: int, block: Block) -> np.ndarray:
-    """Those of the patches, int32 [n, 7] of `size` pixels, whose cell meets a block."""
+    """Those of the patches, int32 [n, 7] of `size` pixels, that meet a block."""
     first, end = np.searchsorted(patches[:, 0], (block.row0 - size + 1, block.row0 + block.height))
-    near = patches[first:end]
-    _, _, _, top, left, bottom, right = near.T
-    inside = (bottom > block.row0) & (top < block.row0 + block.height)
-    inside &= (right > block.col0) & (left < block.col0 + block.width)
-    found: np.ndarray = near[inside]
-    return found
+    rows = patches[first:end]
+    inside: np.ndarray = rows[(rows[:, 1] > block.col0 - size) & (rows[:, 1] < block.col0 + block.width)]
+    return inside
 
 
-def needed(patches: np.ndarray, block: Block, labels: np.ndarray) -> np.ndarray:
-    """Those of the patches, int32 [n, 7], that speak for loss of a block.
+def needed(patches: np.ndarray, size: int, loss: BlockLoss, clear: np.ndarray | None = None) -> np.ndarray:
+    """Those of the patches, int32 [n, 7] of `size` pixels that meet a block, which speak for loss of it.
 
-    `labels` is int32 [block.height, block.width], the event's label, 0 = no loss.
+    `clear` are the labels inside the block less those that no image shows; by default nothing is hidden.
     """
-    if not len(patches) or not labels.any():
+    block = loss.block
+    seen = loss.inside if clear is None else clear
+    if not len(patches) or not seen.any():
         return patches[:0]
-    sums = np.zeros((block.height + 1, block.width + 1), np.int64)
-    sums[1:, 1:] = (labels != 0).cumsum(0, dtype=np.int64).cumsum(1)
-    r0, r1 = (np.clip(patches[:, k] - block.row0, 0, block.height) for k in (3, 5))
-    c0, c1 = (np.clip(patches[:, k] - block.col0, 0, block.width) for k in (4, 6))
-    hit = sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0
-    for k in np.flatnonzero(hit & (patches[:, 2] != EVERY_EVENT)):
-        hit[k] = (labels[r0[k] : r1[k], c0[k] : c1[k]] == patches[k, 2]).any()
+    here, around = _Counts(seen, block.row0, block.col0), _Counts(loss.labels, loss.row0, loss.col0)
+    windows = np.concatenate([patches[:, :2], patches[:, :2] + size], axis=1)
+    own_cell = here.within(patches[:, 3:])
+    hit = own_cell & (patches[:, 2] == EVERY_EVENT)
+    for k in np.flatnonzero(here.within(windows) & around.within(patches[:, 3:]) & ~hit):
+        hit[k] = loss.spoken(Patch(*map(int, patches[k])), size, seen)[2].any()
     chosen: np.ndarray = patches[hit]
     return chosen
+
+
+class _Counts:
+    """Counts of the labels that are not 0, over any rectangle of the run's grid."""
+
+    def __init__(self, labels: np.ndarray, row0: int, col0: int) -> None:
+        self.row0, self.col0 = row0, col0
+        self.sums = np.zeros((labels.shape[0] + 1, labels.shape[1] + 1), np.int32)
+        self.sums[1:, 1:] = (labels != 0).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
+
+    def within(self, boxes: np.ndarray) -> np.ndarray:
+        """Bool [n]: whether there is one inside boxes int [n, 4] of first row and column, last + 1 row and column."""
+        high, wide = self.sums.shape[0] - 1, self.sums.shape[1] - 1
+        r0, r1 = (np.clip(boxes[:, k] - self.row0, 0, high) for k in (0, 2))
+        c0, c1 = (np.clip(boxes[:, k] - self.col0, 0, wide) for k in (1, 3))
+        sums = self.sums
+        return np.asarray(sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0)
 
 
 def covered_pixels(patches: np.ndarray, size: int) -> int:
@@ -146,3 +213,12 @@ def covered_pixels(patches: np.ndarray, size: int) -> int:
 def listed(patches: np.ndarray) -> list[Patch]:
     """Patches as records, from int32 [n, 7]."""
     return [Patch(*map(int, row)) for row in patches]
+
+
+def blend_weights(size: int) -> np.ndarray:
+    """Integer pyramid [size, size], int64, at least 1 everywhere: the middle of a patch knows most of its surroundings.
+
+    Integers below 2**24 keep the weighted mean of equal values exact in float64.
+    """
+    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).astype(np.int64)
+    return np.outer(ramp, ramp)

@@ -30,7 +30,7 @@ from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
-from pipeline.lattice import PATCH, PatchLayout, covered_pixels, lattice_window, meeting, needed
+from pipeline.lattice import PATCH, BlockLoss, PatchLayout, covered_pixels, lattice_window, meeting, needed
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -234,34 +234,45 @@ class FoundBlock:
     drawn: np.ndarray
 
 
-def find_blocks(events: GeoDataFrame, grid: RunGrid, labels: Path, size: int, drawn: np.ndarray) -> list[FoundBlock]:
-    """Blocks that hold loss, in row-major order; `drawn` are the run's patches of `size` pixels."""
+def read_block_loss(labels: rasterio.DatasetReader, block: Block, layout: PatchLayout) -> BlockLoss:
+    """Read the loss of a block and around it from the label raster; there is none outside the run's grid."""
+    row0, col0, height, width = lattice_window(block, layout)
+    out = np.zeros((height, width), np.int32)
+    r0, c0, r1, c1 = max(row0, 0), max(col0, 0), min(row0 + height, labels.height), min(col0 + width, labels.width)
+    out[r0 - row0 : r1 - row0, c0 - col0 : c1 - col0] = labels.read(1, window=Window(c0, r0, c1 - c0, r1 - r0))
+    return BlockLoss(block, row0, col0, out)
+
+
+def find_blocks(
+    events: GeoDataFrame, grid: RunGrid, labels: Path, layout: PatchLayout, drawn: np.ndarray
+) -> list[FoundBlock]:
+    """Blocks that hold loss, in row-major order; `drawn` are the run's patches."""
     years = events["loss_year"].to_numpy()
     found = []
     with rasterio.open(labels) as raster:
         for block in grid.blocks():
-            part = raster.read(1, window=Window(block.col0, block.row0, block.width, block.height))
-            if part.any():
-                found.append(find_block(block, part, years, size, meeting(drawn, size, block)))
+            loss = read_block_loss(raster, block, layout)
+            if loss.inside.any():
+                found.append(find_block(loss, years, layout.size, meeting(drawn, layout.size, block)))
     return found
 
 
-def find_block(block: Block, labels: np.ndarray, years: np.ndarray, size: int, drawn: np.ndarray) -> FoundBlock:
+def find_block(loss: BlockLoss, years: np.ndarray, size: int, drawn: np.ndarray) -> FoundBlock:
     """What a block holds.
 
     Args:
-        block: the block.
-        labels: int32 [block.height, block.width], event row + 1.
+        loss: the block's loss; labels are event row + 1.
         years: loss year by event row.
         size: patch in pixels.
-        drawn: int32 [n, 7], patches whose cells meet the block.
+        drawn: int32 [n, 7], patches that meet the block.
     """
-    rows = np.unique(labels[labels > 0]) - 1
-    year_of = np.concatenate([[0], years])[labels]
-    drawn = needed(drawn, block, labels)
-    patches = {int(y): len(needed(drawn, block, np.where(year_of == y, labels, 0))) for y in np.unique(years[rows])}
+    inside = loss.inside
+    rows = np.unique(inside[inside > 0]) - 1
+    year_of = np.concatenate([[0], years])[loss.labels]
+    drawn = needed(drawn, size, loss)
+    patches = {int(y): len(needed(drawn, size, loss.only(year_of == y))) for y in np.unique(years[rows])}
     covered = covered_pixels(drawn, size)
-    return FoundBlock(block, len(rows), int(np.count_nonzero(labels)), patches, covered, drawn)
+    return FoundBlock(loss.block, len(rows), int(np.count_nonzero(inside)), patches, covered, drawn)
 
 
 def save_patches(folder: Path, found: Sequence[FoundBlock]) -> None:

@@ -113,7 +113,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str, loss_is_read: Cal
         events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
         loss_is_read()
         drawn = drawing.draw(layout, grid, burned.bounds)
-    blocks = planning.find_blocks(events, grid, labels, layout.size, drawn)
+    blocks = planning.find_blocks(events, grid, labels, layout, drawn)
     planning.save_patches(config.work, blocks)
     catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)
     # before the catalog is asked: a file that comes meanwhile is then a new one

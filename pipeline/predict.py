@@ -1,4 +1,4 @@
-"""Image to logits: the model over every patch that speaks for loss, kept for the loss pixels of its cell."""
+"""Image to logits: the model over every patch that speaks for loss, blended, kept for loss pixels only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.grid import Block
-from pipeline.lattice import Patch, spoken
+from pipeline.lattice import BlockLoss, Patch, blend_weights
 
 
 class Logits(Protocol):
@@ -20,46 +19,48 @@ class Logits(Protocol):
 
 
 def predict_loss(
-    image: np.ndarray, origin: tuple[int, int], patches: Sequence[Patch], block: Block, labels: np.ndarray,
-    model: Logits, size: int, batch: int,
+    image: np.ndarray, patches: Sequence[Patch], loss: BlockLoss, clear: np.ndarray, model: Logits, size: int,
+    batch: int,
 ) -> np.ndarray:  # fmt: skip
-    """Logits of a block's loss pixels, each from the one patch that speaks for it.
-
-    Eight parameters: the image with its place, the patches with their size, the block with its labels, the model with
-    its batch; bundling them would only name pairs that live nowhere else.
+    """Blended logits of a block's clear loss pixels.
 
     Args:
-        image: composite, float32 [bands, height, width], NaN = not observed.
-        origin: its first row and column on the run's grid.
-        patches: where the model looks; their cells hold all loss.
-        block: the block.
-        labels: int32 [block.height, block.width], 0 = no loss.
+        image: composite, float32 [bands, height, width] over the window of `loss`, NaN = not observed.
+        patches: where the model looks, in the order of `patches.draw_patches`; each clear pixel has one that speaks
+            for it.
+        loss: the block's loss of one year.
+        clear: int32 [block.height, block.width], the event's label, 0 = no loss or not observed.
         model: gives logits.
         size: patch in pixels.
         batch: patches to a call of the model.
 
     Returns:
-        float32 [loss pixels in row-major order, classes].
+        float64 [clear loss pixels in row-major order, classes].
     """
-    place = np.cumsum(labels.ravel() != 0).reshape(labels.shape) - 1
-    found: np.ndarray | None = None
+    place = np.cumsum(clear.ravel() != 0).reshape(clear.shape) - 1
+    weights = blend_weights(size)
+    total = np.zeros(np.count_nonzero(clear), np.int64)
+    blended: np.ndarray | None = None
     for start in range(0, len(patches), batch):
         part = patches[start : start + batch]
-        images = np.stack([cut_patch(image, p.row0 - origin[0], p.col0 - origin[1], size) for p in part])
+        images = np.stack([cut_window(image, p.row0 - loss.row0, p.col0 - loss.col0, size, size) for p in part])
         for patch, logits in zip(part, model.logits(images), strict=True):
-            if found is None:
-                found = np.full((np.count_nonzero(labels), len(logits)), np.nan, np.float32)
-            outer, inner = spoken(patch, block)
-            own = labels[outer] == patch.event if patch.event else labels[outer] != 0
-            found[place[outer][own]] = logits[:, *inner][:, own].T
-    return np.zeros((0, 0), np.float32) if found is None else found
+            if blended is None:
+                blended = np.zeros((len(total), len(logits)), np.float64)
+            outer, inner, own = loss.spoken(patch, size, clear)
+            index, weight = place[outer][own], weights[inner][own]
+            total[index] += weight
+            blended[index] += logits[:, *inner][:, own].T.astype(np.float64) * weight[:, None]
+    if blended is None:
+        return np.zeros((0, 0), np.float64)
+    return np.asarray(blended / total[:, None])
 
 
-def cut_patch(image: np.ndarray, row0: int, col0: int, size: int) -> np.ndarray:
-    """Cut a patch from an image [bands, height, width] at a pixel of it; NaN where it reaches outside."""
-    out = np.full((len(image), size, size), np.nan, np.float32)
+def cut_window(image: np.ndarray, row0: int, col0: int, height: int, width: int) -> np.ndarray:
+    """Cut a window from an image [bands, height, width] at a pixel of it; NaN where it reaches outside."""
+    out = np.full((len(image), height, width), np.nan, np.float32)
     top, left = max(row0, 0), max(col0, 0)
-    bottom, right = min(row0 + size, image.shape[1]), min(col0 + size, image.shape[2])
+    bottom, right = min(row0 + height, image.shape[1]), min(col0 + width, image.shape[2])
     if top < bottom and left < right:
         out[:, top - row0 : bottom - row0, left - col0 : right - col0] = image[:, top:bottom, left:right]
     return out

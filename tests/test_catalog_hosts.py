@@ -240,7 +240,8 @@ def test_a_search_survives_every_passing_fault(fault: str) -> None:
 @pytest.mark.parametrize("fault", ["429", "503", "reset", "hang", "cut", "html", "expired", "drip"])
 def test_a_search_that_never_succeeds_ends_with_one_line(fault: str) -> None:
     source = api_of()
-    policy = replace(QUICK, attempts=3, read_s=0.3)
+    # a busy machine may take a moment over an answer that is there
+    policy = replace(QUICK, attempts=3, read_s=0.3 if fault in ("hang", "drip") else 5.0)
     with serve(source, Plan(share=1.0, faults=(fault,), hang_s=1.0)) as server:
         source.url = server.url("stac")
         with pytest.raises(ConfigError, match=r"^imagery\.source: .* cannot be searched as a STAC API: ") as caught:

@@ -47,7 +47,7 @@ def test_plan_prints_counts_and_reads_no_pixels(world, tiny_model, reference, tm
     counts = json.loads(sound.out)
     assert set(counts) >= {"events", "blocks", "scenes", "patches", "bytes", "seconds"}
     assert counts["events"] == len(layer(reference, "events"))
-    assert (counts["blocks"], counts["scenes"], counts["scenes_refused"]) == (9, 2, 0)
+    assert (counts["blocks"], counts["scenes"], counts["scenes_refused"]) == (4, 2, 0)
     assert counts["loss_ha"] == pytest.approx((world.drawn > 0).sum() * 0.09, rel=2e-3)
     assert not (tmp_path / "sound" / "product").exists()
 

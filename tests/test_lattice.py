@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.grid import Block, RunGrid
 from pipeline.lattice import (
     PATCH,
+    BlockLoss,
     Patch,
     PatchLayout,
+    blend_weights,
     cells,
     covered_pixels,
     lattice_window,
     listed,
     meeting,
     needed,
-    spoken,
+    overlap,
     starts,
 )
 from pipeline.patches import RunWindow, draw_patches
@@ -40,9 +43,19 @@ def lattice_patch(row, col, layout):
 
 def lattice_patches(block, layout):
     """The lattice patches of a block's window."""
-    rows = range(block.row0 // layout.stride, (block.row0 + block.height - 1) // layout.stride + 1)
-    cols = range(block.col0 // layout.stride, (block.col0 + block.width - 1) // layout.stride + 1)
-    return [lattice_patch(row, col, layout) for row in rows for col in cols]
+    row0, col0, height, width = lattice_window(block, layout)
+    return [
+        lattice_patch(row // layout.stride, col // layout.stride, layout)
+        for row in range(row0 + layout.margin, row0 + layout.margin + height - layout.size + 1, layout.stride)
+        for col in range(col0 + layout.margin, col0 + layout.margin + width - layout.size + 1, layout.stride)
+    ]
+
+
+def loss_of(block, layout, labels):
+    """The loss of a block and around it, of labels of the whole grid."""
+    row0, col0, height, width = lattice_window(block, layout)
+    padded = np.pad(labels, 200)
+    return BlockLoss(block, row0, col0, padded[200 + row0 : 200 + row0 + height, 200 + col0 : 200 + col0 + width])
 
 
 def bounds_of(labels):
@@ -55,53 +68,67 @@ def bounds_of(labels):
 
 
 def lay(block, layout, labels, drawn):
-    return listed(needed(meeting(drawn, layout.size, block), block, labels))
+    loss = loss_of(block, layout, labels)
+    return listed(needed(meeting(drawn, layout.size, block), layout.size, loss))
 
 
 # ---------------------------------------------------------------------------------------------- the lattice
 
 
 def test_the_window_of_a_small_block():
-    # cells of 6 within patches of 8: rows 10..13 lie in cells 6 and 12, columns 0..3 in cell 0
-    assert lattice_window(Block("b", 10, 0, 4, 4), PatchLayout("grid", 8, 6)) == (5, -1, 14, 8)
+    # patches of 8 around cells of 6 that meet rows 10..13: those at 5 and 11; columns 0..3: at -7, -1
+    assert lattice_window(Block("b", 10, 0, 4, 4), PatchLayout("grid", 8, 6)) == (5, -7, 14, 14)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 90), st.integers(1, 90), sizes)
-def test_the_window_is_all_patches_whose_cells_meet_the_block_and_no_others(row0, col0, height, width, size):
+def test_the_window_is_all_patches_that_meet_the_block_and_no_others(row0, col0, height, width, size):
     layout, block = PatchLayout("grid", *size), Block("b", row0, col0, height, width)
-    patches = lattice_patches(block, layout)
-    top, left = min(p.row0 for p in patches), min(p.col0 for p in patches)
-    bottom, right = (max(getattr(p, side) for p in patches) + layout.size for side in ("row0", "col0"))
-    assert lattice_window(block, layout) == (top, left, bottom - top, right - left)
+    top, left, tall, wide = lattice_window(block, layout)
+    for first, start, length, window in ((top, row0, height, tall), (left, col0, width, wide)):
+        expected = [
+            s for s in range(-layout.size * layout.stride - layout.margin, 600, layout.stride)
+            if s < start + length and s + layout.size > start
+        ]  # fmt: skip
+        assert first == expected[0]
+        assert window == expected[-1] + layout.size - first
 
 
 @settings(deadline=None, max_examples=60)
 @given(cuts, cuts, sizes, st.integers(0, 89), st.integers(0, 109))
-def test_a_pixel_is_spoken_for_by_one_patch_however_the_run_is_cut(one, other, size, row, col):
+def test_a_pixel_is_covered_by_the_same_patches_however_the_run_is_cut(one, other, size, row, col):
     layout = PatchLayout("grid", *size)
 
-    def speaking(cut):
+    def covering(cut):
         blocks = dataclasses.replace(GRID, block=cut).blocks()
         mine = next(b for b in blocks if b.row0 <= row < b.row0 + b.height and b.col0 <= col < b.col0 + b.width)
-        return [p for p in lattice_patches(mine, layout) if p.top <= row < p.bottom and p.left <= col < p.right]
+        return {
+            p for p in lattice_patches(mine, layout)
+            if p.row0 <= row < p.row0 + layout.size and p.col0 <= col < p.col0 + layout.size
+        }  # fmt: skip
 
-    (patch,) = speaking(one)
-    assert speaking(other) == [patch]
+    assert covering(one) == covering(other) != set()
+    (home,) = (p for p in covering(one) if p.top <= row < p.bottom and p.left <= col < p.right)
     # no other patch of the lattice shows more of its surroundings
-    edge = min(row - patch.row0, patch.row0 + layout.size - 1 - row)
-    others = (k * layout.stride - layout.margin for k in range(-layout.size, 200))
-    assert edge >= max(min(row - start, start + layout.size - 1 - row) for start in others) - 1
+    edge = min(row - home.row0, home.row0 + layout.size - 1 - row)
+    assert edge >= max(min(row - p.row0, p.row0 + layout.size - 1 - row) for p in covering(one)) - 1
 
 
-@given(cuts, sizes)
-def test_a_block_of_whole_cells_shares_no_patch_with_another(cut, size):
+@settings(deadline=None, max_examples=40)
+@given(cuts, sizes, seeds)
+def test_blocks_of_whole_cells_share_no_patch_but_those_of_events_that_cross_their_border(cut, size, seed):
     layout = PatchLayout("grid", *size)
     block = layout.whole_cells(cut)
     assert cut <= block < cut + layout.stride
-    drawn = draw_patches(layout, dataclasses.replace(GRID, block=block), NO_BOUNDS)
-    blocks = list(dataclasses.replace(GRID, block=block).blocks())
-    assert sum(len(meeting(drawn, layout.size, b)) for b in blocks) == len(drawn)
+    grid = dataclasses.replace(GRID, block=block)
+    # pixels of their own: none crosses anything
+    labels = np.zeros((GRID.height, GRID.width), np.int32)
+    where = np.random.default_rng(seed).random(labels.shape) < 0.01
+    labels[where] = np.arange(1, where.sum() + 1)
+    drawn = draw_patches(layout, grid, NO_BOUNDS)
+    laid = [patch for b in grid.blocks() for patch in lay(b, layout, labels, drawn)]
+    held = {(row // layout.stride, col // layout.stride) for row, col in zip(*np.nonzero(labels), strict=True)}
+    assert len(laid) == len(set(laid)) == len(held), "one for each cell that holds loss"
 
 
 @given(st.integers(-50, 50), st.integers(1, 200), sizes)
@@ -121,18 +148,31 @@ def test_several_patches_of_one_event_cover_it_evenly(first, length, size):
 
 
 @given(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
-def test_what_a_patch_says_of_a_block_is_the_same_place_in_both(row, col, size, height, width):
-    block, margin = Block("b", 3, 5, height, width), size // 4
-    cell = row + margin, col + margin, row + size - margin, col + size - margin
-    outer, inner = spoken(Patch(row, col, 0, *cell), block)
-    rows, cols = np.mgrid[:50, :50] - 20
+def test_the_overlap_of_a_patch_and_a_block_is_the_same_place_in_both(row, col, size, height, width):
+    block = Block("b", 3, 5, height, width)
+    outer, inner = overlap(Patch(row, col, 0, 0, 0, 0, 0), size, block)
+    rows, cols = np.mgrid[:40, :40] - 20
     in_block = (rows >= 3) & (rows < 3 + height) & (cols >= 5) & (cols < 5 + width)
-    in_cell = (rows >= cell[0]) & (rows < cell[2]) & (cols >= cell[1]) & (cols < cell[3])
-    expected = sorted(zip(rows[in_block & in_cell], cols[in_block & in_cell], strict=True))
+    in_patch = (rows >= row) & (rows < row + size) & (cols >= col) & (cols < col + size)
+    expected = sorted(zip(rows[in_block & in_patch], cols[in_block & in_patch], strict=True))
     block_rows, block_cols = np.mgrid[3 : 3 + height, 5 : 5 + width][:, *outer]
     patch_rows, patch_cols = np.mgrid[row : row + size, col : col + size][:, *inner]
     assert sorted(zip(block_rows.ravel(), block_cols.ravel(), strict=True)) == expected
     assert sorted(zip(patch_rows.ravel(), patch_cols.ravel(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 32, 256, 1024])
+def test_blend_weights_are_a_positive_pyramid(size):
+    weights = blend_weights(size)
+    assert weights.shape == (size, size)
+    assert weights.min() == weights[0, 0] == 1
+    assert weights.max() == ((size + 1) // 2) ** 2 < 2**24
+    for turned in (weights[::-1], weights[:, ::-1], weights.T):
+        assert (turned == weights).all()
+
+
+def test_blend_weights_of_four():
+    assert blend_weights(4)[1].tolist() == [2, 4, 4, 2]
 
 
 # ---------------------------------------------------------------------------------------------- patches on it
@@ -140,25 +180,42 @@ def test_what_a_patch_says_of_a_block_is_the_same_place_in_both(row, col, size, 
 
 @settings(deadline=None, max_examples=25)
 @given(seeds, st.sampled_from([(32, 32), (32, 24), (32, 17), (64, 48)]), st.sampled_from([30, 64, 200]))
-def test_grid_mode_lays_exactly_the_lattice_patches_that_speak_for_loss(seed, size, cut):
+def test_grid_mode_lays_the_patches_in_whose_cells_an_event_lies(seed, size, cut):
     rng = np.random.default_rng(seed)
-    labels = np.where(rng.random((GRID.height, GRID.width)) < 0.0005, 7, 0)
+    labels = np.zeros((GRID.height, GRID.width), np.int32)
+    for label in range(1, 6):
+        row, col, tall, wide = rng.integers(0, (90, 110, 30, 30))
+        labels[row : row + tall, col : col + wide] = label
     layout, grid = PatchLayout("grid", *size), dataclasses.replace(GRID, block=cut)
     drawn = draw_patches(layout, grid, bounds_of(labels))
-    everywhere = set()
+    speaking = {}
     for block in grid.blocks():
-        part = labels[block.row0 : block.row0 + block.height, block.col0 : block.col0 + block.width]
-        found = lay(block, layout, part, drawn)
-        assert found == [p for p in lattice_patches(block, layout) if part[spoken(p, block)[0]].any()]
-        everywhere |= set(found)
-    # and over all blocks, exactly those of the lattice of the whole run
-    whole = Block("all", 0, 0, GRID.height, GRID.width)
-    assert everywhere == {p for p in lattice_patches(whole, layout) if labels[spoken(p, whole)[0]].any()}
+        loss = loss_of(block, layout, labels)
+        found = lay(block, layout, labels, drawn)
+        assert len(found) == len(set(found))
+        for patch in listed(meeting(drawn, layout.size, block)):
+            outer, _, own = loss.spoken(patch, layout.size, loss.inside)
+            assert own.any() == (patch in found)
+            rows, cols = np.nonzero(own)
+            for row, col in zip(rows + block.row0 + outer[0].start, cols + block.col0 + outer[1].start, strict=True):
+                speaking.setdefault((int(row), int(col)), set()).add(patch)
+    # whatever the blocks are: the patches that show a pixel, of those in whose cells its event lies
+    whole = lattice_patches(Block("all", 0, 0, GRID.height, GRID.width), layout)
+    in_cell = {p: set(np.unique(labels[max(p.top, 0) : p.bottom, max(p.left, 0) : p.right]).tolist()) for p in whole}
+    expected = {}
+    for row, col in zip(*np.nonzero(labels), strict=True):
+        expected[int(row), int(col)] = {
+            p for p in whole
+            if int(labels[row, col]) in in_cell[p]
+            and p.row0 <= row < p.row0 + layout.size and p.col0 <= col < p.col0 + layout.size
+        }  # fmt: skip
+    assert speaking == expected
+    assert all(expected.values())
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-def test_events_mode_speaks_once_for_every_pixel_of_every_event_in_every_cut(data):
+def test_events_mode_covers_every_pixel_of_every_event_in_every_cut(data):
     layout = PatchLayout("events", *data.draw(st.sampled_from([(32, 32), (32, 24)])))
     labels = np.zeros((GRID.height, GRID.width), np.int32)
     for label in range(1, data.draw(st.integers(1, 4)) + 1):
@@ -172,11 +229,13 @@ def test_events_mode_speaks_once_for_every_pixel_of_every_event_in_every_cut(dat
         covered, patches = np.zeros_like(labels), set()
         for block in dataclasses.replace(GRID, block=cut).blocks():
             window = slice(block.row0, block.row0 + block.height), slice(block.col0, block.col0 + block.width)
-            for patch in lay(block, layout, labels[window], drawn):
-                outer, _ = spoken(patch, block)
-                covered[window][outer] += labels[window][outer] == patch.event
+            loss = loss_of(block, layout, labels)
+            for patch in lay(block, layout, labels, drawn):
+                outer, _, own = loss.spoken(patch, layout.size, loss.inside)
+                assert (loss.inside[outer][own] == patch.event).all()
+                covered[window][outer] += own
                 patches.add(patch)
-        assert (covered == (labels > 0)).all()
+        assert ((covered > 0) == (labels > 0)).all()
         seen[cut] = patches
     assert seen[200] == seen[64]
     for label, (r0, c0, r1, c1) in enumerate(bounds.tolist(), start=1):
@@ -193,7 +252,8 @@ def test_no_loss_no_patches():
     for mode in ("grid", "events"):
         drawn = draw_patches(PatchLayout(mode, 32, 24), GRID, np.zeros((1, 4), np.int64))
         assert (len(drawn) == 0) == (mode == "events")
-        assert lay(block, PatchLayout(mode, 32, 24), np.zeros((64, 64), np.int32), drawn) == []
+        nothing = np.zeros((GRID.height, GRID.width), np.int32)
+        assert lay(block, PatchLayout(mode, 32, 24), nothing, drawn) == []
 
 
 @settings(deadline=None)

@@ -16,7 +16,7 @@ from pipeline.candidates import find_candidates
 from pipeline.catalog.scene import Asset, Refusal, Scene, SceneGrid
 from pipeline.config import Imagery, ImageWindow
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import PatchLayout, listed, meeting, spoken
+from pipeline.lattice import PatchLayout, meeting
 from pipeline.patches import draw_patches
 from pipeline.plan import (
     FoundBlock,
@@ -146,7 +146,7 @@ def test_blocks_with_loss_and_what_they_hold(tmp_path):
     labels[5, 5] = 2
     labels[199, 299] = 3  # the corner that is cut at the grid's edge
     drawn = draw_patches(LAYOUT, GRID, NO_BOUNDS)
-    blocks = find_blocks(events_of(2020, 2021, 2021), GRID, labels_file(tmp_path, labels), LAYOUT.size, drawn)
+    blocks = find_blocks(events_of(2020, 2021, 2021), GRID, labels_file(tmp_path, labels), LAYOUT, drawn)
     found = {f.block.id: f for f in blocks}
     assert {key: (f.events, f.pixels, set(f.patches)) for key, f in found.items()} == {
         "r0000c0000": (2, 9, {2020, 2021}),
@@ -165,13 +165,22 @@ def test_patches_are_counted_as_they_will_be_laid(tmp_path_factory, seed, sizes,
     layout, grid = PatchLayout("grid", *sizes), dataclasses.replace(GRID, block=block)
     folder = tmp_path_factory.mktemp("plan")
     drawn = draw_patches(layout, grid, NO_BOUNDS)
-    found = find_blocks(events_of(2020), grid, labels_file(folder, labels), layout.size, drawn)
+    found = find_blocks(events_of(2020), grid, labels_file(folder, labels), layout, drawn)
     save_patches(folder, found)
     assert sum(f.pixels for f in found) == labels.sum()
     for part in found:
         b = part.block
-        loss = labels[b.row0 : b.row0 + b.height, b.col0 : b.col0 + b.width]
-        count = sum(bool(loss[spoken(p, b)[0]].any()) for p in listed(meeting(drawn, layout.size, b)))
+        # all pixels are one event, which lies in cells of other blocks too
+        edge = 2 * layout.stride
+        padded = np.pad(labels, edge)
+        count = 0
+        for row, col, _, top, left, bottom, right in meeting(drawn, layout.size, b).tolist():
+            shown = np.zeros_like(padded, bool)
+            shown[row + edge : row + edge + layout.size, col + edge : col + edge + layout.size] = True
+            mine = padded[b.row0 + edge : b.row0 + edge + b.height, b.col0 + edge : b.col0 + edge + b.width]
+            seen = shown[b.row0 + edge : b.row0 + edge + b.height, b.col0 + edge : b.col0 + edge + b.width]
+            held = padded[top + edge : bottom + edge, left + edge : right + edge].any()
+            count += bool(held and mine[seen].any())
         assert part.patches == {2020: count}
         own = PlannedBlock(dataclasses.replace(b, id=f"{b.id}+2"), {}, 1, 1, 1)
         assert np.array_equal(read_patches(folder, own), part.drawn)
@@ -288,7 +297,7 @@ def test_counts_add_up():
     assert (one["events"], one["blocks"], one["patches"], one["scenes"], one["scenes_refused"]) == (3, 2, 8, 3, 2)
     assert one["scenes_before"] == 1  # the other one is used anyway
     assert one["megapixels"] == pytest.approx(8 * 32 * 32 / 1e6, abs=0.05)
-    margin = 64 + (32 - 16)
+    margin = 64 + 2 * (32 - 8)  # a patch of 32 around each cell of 16 that it meets
     assert one["bytes"] == 2 * 3 * (margin * margin) * 2 * 3  # blocks, scene reads, pixels, bytes, bands with QA
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.grid import Block, RunGrid
-from pipeline.lattice import Patch, PatchLayout, lattice_window, listed, meeting, needed
+from pipeline.lattice import BlockLoss, Patch, PatchLayout, lattice_window, listed, meeting, needed
 from pipeline.patches import draw_patches
-from pipeline.predict import cut_patch, predict_loss
+from pipeline.predict import cut_window, predict_loss
 
 MARGIN = 256
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 4, 6, 64)
@@ -50,15 +50,16 @@ def run(world, labels, layout, model, cut, batch=1):
         rows, cols = np.nonzero(labels == label)
         bounds[label - 1] = rows.min(), cols.min(), rows.max() + 1, cols.max() + 1
     drawn = draw_patches(layout, grid, bounds)
+    padded = np.pad(labels, MARGIN)
     for block in grid.blocks():
         window = slice(block.row0, block.row0 + block.height), slice(block.col0, block.col0 + block.width)
-        part = labels[window]
         row0, col0, height, width = lattice_window(block, layout)
-        image = world[:, row0 + MARGIN : row0 + height + MARGIN, col0 + MARGIN : col0 + width + MARGIN]
-        patches = listed(needed(meeting(drawn, layout.size, block), block, part))
-        logits = predict_loss(image, (row0, col0), patches, block, part, model, layout.size, batch)
-        if part.any():
-            out[:, *window][:, part > 0] = logits.T
+        around = slice(row0 + MARGIN, row0 + height + MARGIN), slice(col0 + MARGIN, col0 + width + MARGIN)
+        loss = BlockLoss(block, row0, col0, padded[around])
+        patches = listed(needed(meeting(drawn, layout.size, block), layout.size, loss))
+        logits = predict_loss(world[:, *around], patches, loss, loss.inside, model, layout.size, batch)
+        if loss.inside.any():
+            out[:, *window][:, loss.inside > 0] = logits.T
     return out
 
 
@@ -128,36 +129,61 @@ def test_unobserved_pixels_reach_the_model_as_nan():
     assert seen == [True]
 
 
-def test_each_patch_answers_for_its_own_cell():
-    # one row of pixels under two patches of 4 at columns 0 and 2, whose cells meet at column 3; they answer 0 and 1
-    class Counts:
-        calls = 0
+class Counts:
+    """Answers with the number of its call."""
 
-        def logits(self, images):
-            out = np.full((len(images), 1, 4, 4), self.calls, np.float32)
-            self.calls += 1
-            return out
+    def __init__(self):
+        self.calls = 0
 
-    block = Block("b", 0, 0, 4, 6)
+    def logits(self, images):
+        out = np.full((len(images), 1, 4, 4), self.calls, np.float32)
+        self.calls += 1
+        return out
+
+
+PAIR = [Patch(0, 0, 0, 0, 0, 4, 3), Patch(0, 2, 0, 0, 3, 4, 6)]
+"""Patches of 4 at columns 0 and 2, whose cells meet at column 3."""
+
+
+def answers(row):
+    labels = np.zeros((4, 6), np.int32)
+    labels[0] = row
+    loss = BlockLoss(Block("b", 0, 0, 4, 6), 0, 0, labels)
+    return predict_loss(np.zeros((1, 4, 6), np.float32), PAIR, loss, labels, Counts(), 4, 1)[:, 0].tolist()
+
+
+def test_two_patches_are_blended_by_their_weights_over_an_event_that_both_hold():
+    # weights along the row: 1 2 2 1 and, two columns on, 1 2 2 1
+    assert answers([5, 5, 5, 5, 5, 5]) == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
+
+
+def test_an_event_in_one_cell_is_spoken_for_by_its_patch_alone():
+    assert answers([5, 5, 5, 7, 7, 7]) == [0, 0, 0, 1, 1, 1]
+    assert answers([5, 5, 5, 5, 7, 7]) == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
+
+
+def test_what_no_image_shows_still_says_where_an_event_lies():
+    # that a pixel is hidden, another block cannot know
     labels = np.zeros((4, 6), np.int32)
     labels[0] = 5
-    image = np.zeros((1, 4, 6), np.float32)
-    pair = [Patch(0, 0, 0, 0, 0, 4, 3), Patch(0, 2, 0, 0, 3, 4, 6)]
-    found = predict_loss(image, (0, 0), pair, block, labels, Counts(), 4, 1)
-    assert found[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    clear = labels.copy()
+    clear[0, 3:] = 0
+    loss = BlockLoss(Block("b", 0, 0, 4, 6), 0, 0, labels)
+    found = predict_loss(np.zeros((1, 4, 6), np.float32), PAIR, loss, clear, Counts(), 4, 1)
+    assert found[:, 0].tolist() == pytest.approx([0, 0, 1 / 3])
 
 
 def test_no_patches_no_logits():
-    block = Block("b", 0, 0, 4, 6)
-    image = np.zeros((1, 4, 6), np.float32)
-    assert predict_loss(image, (0, 0), [], block, np.zeros((4, 6), np.int32), Identity(), 4, 1).shape == (0, 0)
+    labels, image = np.zeros((4, 6), np.int32), np.zeros((1, 4, 6), np.float32)
+    loss = BlockLoss(Block("b", 0, 0, 4, 6), 0, 0, labels)
+    assert predict_loss(image, [], loss, labels, Identity(), 4, 1).shape == (0, 0)
 
 
-def test_a_patch_is_cut_where_it_lies_with_nan_outside():
+def test_a_window_is_cut_where_it_lies_with_nan_outside():
     image = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
-    assert (cut_patch(image, 1, 2, 3) == image[:, 1:4, 2:5]).all()
-    outside = cut_patch(image, -1, 3, 3)
+    assert (cut_window(image, 1, 2, 3, 3) == image[:, 1:4, 2:5]).all()
+    outside = cut_window(image, -1, 3, 3, 3)
     assert np.isnan(outside[:, 0]).all()
     assert np.isnan(outside[:, :, 2:]).all()
     assert (outside[:, 1:, :2] == image[:, :2, 3:]).all()
-    assert np.isnan(cut_patch(image, 50, 50, 2)).all()
+    assert np.isnan(cut_window(image, 50, 50, 2, 2)).all()

@@ -13,14 +13,14 @@ from benchmarks.peers.case import UNSEEN, YEAR, Case
 from pipeline.catalog.open import open_catalog
 from pipeline.demo import ROOT, province_config, write_province
 from pipeline.grid import Block, make_grid, read_region
-from pipeline.lattice import PatchLayout, listed, meeting
+from pipeline.lattice import BlockLoss, PatchLayout, lattice_window, listed, meeting
 from pipeline.models.card import ModelCard, read_card
 from pipeline.models.engines import open_segmenter
 from pipeline.models.package import load_network, save_package
 from pipeline.models.store import load_package
 from pipeline.patches import draw_patches
 from pipeline.plan import ask_catalog
-from pipeline.predict import predict_loss
+from pipeline.predict import cut_window, predict_loss
 from pipeline.simulate import ProvinceParams
 from pipeline.stack import SceneStack
 
@@ -148,9 +148,11 @@ def _write_reference(case: Case) -> None:
     for row0 in range(0, case.grid.height, rows):
         block = Block("", row0, 0, min(rows, case.grid.height - row0), case.grid.width)
         patches = listed(meeting(drawn, size, block))
-        everywhere = np.ones((block.height, block.width), np.int32)
-        logits = predict_loss(image, (0, 0), patches, block, everywhere, model, size, 1)
-        out[row0 : row0 + block.height] = logits.argmax(axis=1).reshape(everywhere.shape)
+        top, left, height, width = lattice_window(block, case.layout)
+        padded = cut_window(image, top, left, height, width)
+        everywhere = BlockLoss(block, top, left, np.ones((height, width), np.int32))
+        logits = predict_loss(padded, patches, everywhere, everywhere.inside, model, size, 1)
+        out[row0 : row0 + block.height] = logits.argmax(axis=1).reshape(block.height, block.width)
     out[np.isnan(image).any(axis=0)] = UNSEEN
     partial = case.reference.with_suffix(".partial.tif")
     with rasterio.open(partial, "w", **_profile(case, 1, "uint8")) as target:

@@ -127,13 +127,14 @@ def test_processes_change_nothing(world, fused, fused_model, predictors, tmp_pat
 
 def test_an_event_on_the_corner_of_four_blocks(fused_model, predictors, tmp_path):
     loss = np.zeros((128, 128), np.uint8)
-    loss[50:77, 58:70] = 21
+    # blocks are whole cells of 48 pixels
+    loss[40:67, 43:55] = 21
     world = draw_world(tmp_path / "world", loss, np.full((2, *loss.shape), CLEAR, np.uint16))
     cut, whole = (
         run(
             write_config(tmp_path / str(b), world, fused_model, grid__block=b, loss__years=[2021], auxiliary=predictors)
         )
-        for b in (64, 256)
+        for b in (48, 256)
     )
     assert (cut.counts["blocks"], whole.counts["blocks"]) == (4, 1)
     assert_same_results(cut.product, whole.product)

@@ -23,7 +23,7 @@ from run_samples import layer, raster, run
 from scipy.special import softmax
 
 from pipeline.grid import RunGrid
-from pipeline.lattice import PatchLayout, lattice_window, listed
+from pipeline.lattice import BlockLoss, PatchLayout, lattice_window, listed
 from pipeline.models.engines import open_segmenter
 from pipeline.models.package import import_onnx, verify_package
 from pipeline.patches import draw_patches
@@ -137,10 +137,10 @@ def cloud_map(package: Path, picture: np.ndarray, stride: int) -> np.ndarray:
     row0, col0, height, width = lattice_window(block, layout)
     image = np.full((len(picture), height, width), np.nan, np.float32)
     image[:, -row0 : shape[0] - row0, -col0 : shape[1] - col0] = picture
-    labels = np.ones(shape, np.int32)
+    loss = BlockLoss(block, row0, col0, np.ones((height, width), np.int32))
     patches = listed(draw_patches(layout, grid, np.zeros((0, 4), np.int64)))
     segmenter = open_segmenter(package, device="cpu")
-    logits = predict_loss(image, (row0, col0), patches, block, labels, segmenter, SIZE, 1)
+    logits = predict_loss(image, patches, loss, loss.inside, segmenter, SIZE, 1)
     return np.asarray(softmax(logits, axis=1)[:, 1].reshape(shape))
 
 
@@ -149,7 +149,8 @@ def step(p: np.ndarray, stride: int, own: bool) -> float:
     steps = []
     for axis in (0, 1):
         length = p.shape[axis]
-        edges = {at for start in range(-2 * stride, length, stride) for at in (start, start + SIZE)}
+        first = -2 * stride - PatchLayout("grid", SIZE, stride).margin
+        edges = {at for start in range(first, length, stride) for at in (start, start + SIZE)}
         chosen = [k for k in range(length - 1) if (k + 1 in edges) is not own]
         steps.append(np.abs(np.diff(p, axis=axis)).take(chosen, axis=axis).ravel())
     return float(np.concatenate(steps).mean())
@@ -159,8 +160,8 @@ def test_no_seam_at_patch_borders(scene: Path, package: Path, record_property: C
     """Blended patches step across their borders no more than elsewhere, nor than one patch does at the same pixels."""
     picture = reflectance(scene)
     blended, tiled = cloud_map(package, picture, STRIDE), cloud_map(package, picture, SIZE)
-    # tiles moved by 96 pixels: their borders lie at least 32 pixels from those of the lattice above
-    one = cloud_map(package, np.pad(picture, ((0, 0), (96, 0), (96, 0)), constant_values=np.nan), SIZE)[96:, 96:]
+    # tiles moved by 64 pixels: their borders lie at least 32 pixels from those of the lattice above
+    one = cloud_map(package, np.pad(picture, ((0, 0), (64, 0), (64, 0)), constant_values=np.nan), SIZE)[64:, 64:]
     measured = {
         "across the borders": step(blended, STRIDE, own=False),
         "elsewhere": step(blended, STRIDE, own=True),
