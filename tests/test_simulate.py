@@ -301,10 +301,10 @@ def test_a_window_of_noise_is_the_noise_at_its_pixels(row: int, col: int, side: 
 
 @pytest.mark.parametrize(("crs", "pixel"), [("EPSG:32649", 30.0), ("EPSG:4326", 0.00025)])
 def test_the_way_home_errs_by_less_than_a_centimetre(crs: str, pixel: float) -> None:
-    home = Grid("EPSG:32648", 719985.0, -46005.0, 30.0, 8000, 8000)  # as large as provinces get
+    home = Grid("EPSG:32648", 719985.0, -46005.0, 30.0, 16000, 16000)  # as large as provinces get
     corner = Transformer.from_crs(home.crs, crs, always_xy=True).transform(home.left, home.top)
-    target = Grid(crs, corner[0], corner[1], pixel, 7700, 7700)
-    rows, cols = range(0, 7700, 37), range(0, 7700, 41)
+    target = Grid(crs, corner[0], corner[1], pixel, 15700, 15700)
+    rows, cols = range(0, 15700, 67), range(0, 15700, 71)
     found = HomeMap(home, target).centres(rows, cols)
     x = np.broadcast_to(target.left + (np.array(cols) + 0.5) * pixel, found[0].shape)
     y = np.broadcast_to((target.top - (np.array(rows) + 0.5) * pixel)[:, None], found[0].shape)

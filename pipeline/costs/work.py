@@ -27,10 +27,10 @@ MEMORY, DISK, NETWORK, BYTES = "memory", "disk", "network", "bytes"
 
 _SQUARE = 256
 _START_S = {"none": 0.5, "plain": 3.0, "server": 8.0, "temporary server": 12.0}
-_POOL_S = {"threads": 0.5, "local": 8.0}
+_POOL_S = {"threads": 0.5, "local": 3.0}
 _LOOK_BASE_S, _LOOK_S = 2.0, 0.0012
 """A scene in a square of 256 pixels that holds loss."""
-_OPEN_S = 6.0
+_OPEN_S = 2.5
 _BLOCK_S, _READ_S = 0.3, 0.5
 """A block; a megapixel of the run's grid in one scene, all bands of the model, warped and composited."""
 _MODEL_S = 1.2

@@ -14,7 +14,7 @@ class ProvinceParams:
     """A province to simulate.
 
     Attributes:
-        size: pixels of 30 m a side, 128..8000.
+        size: pixels of 30 m a side, 128..16000: a scene of Landsat has some 7,600.
         seed: the same seed gives the same pixels.
         loss_years: calendar years of forest loss, 2001..2023.
         dates: overpasses per path/row, spread over the first loss year .. the last one + 2, mostly in the dry season.
@@ -38,7 +38,7 @@ class ProvinceParams:
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated; raises InputError."""
         limits = {
-            "size": (self.size, 128, 8000),
+            "size": (self.size, 128, 16000),
             "dates": (self.dates, 1, 40),
             "cloud": (self.cloud, 0.0, 0.9),
             "loss_share": (self.loss_share, 0.01, 0.30),
