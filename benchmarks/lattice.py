@@ -5,7 +5,8 @@
 Loss is scattered, so most large patches hold some: a larger patch shows the model more land around a loss and computes
 more that nobody asks for; with a smaller stride every pixel lies deeper inside its patch. One JSON line for each
 lattice: patches and megapixels of them, seconds inside the model, and the share of classified events whose driver is
-right, with its 95 % interval (Wilson) as if events were independent. The model was trained and calibrated with patches
+right, with its 95 % interval (Wilson) as if events were independent, and how many events are right with this lattice
+only, and with the model's own only (McNemar's pairs). The model was trained and calibrated with patches
 of 256 and a stride of 192, which favours those. Everything is simulated.
 """
 
@@ -16,17 +17,23 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
+import numpy as np
 import yaml
 
-from pipeline.demo import ROOT, Comparison, compare, province_config, write_province
+from pipeline.demo import ROOT, province_config, true_classes, write_province
+from pipeline.labels import FOREST_LOSS_DRIVERS
 from pipeline.simulate import Province, ProvinceParams
 from pipeline.training.calibrate import wilson
 
 LATTICES = ((128, 96), (256, 256), (256, 224), (256, 192), (256, 128), (512, 384))
 """Patch and stride in pixels."""
+OWN = (256, 192)
+"""Those that the model was trained with."""
 MODEL = ROOT / "models" / "fpn-efficientnet-b2"
 
 
@@ -41,8 +48,20 @@ def model_for(out: Path, patch: int, stride: int) -> Path:
     return folder
 
 
-def run_lattice(out: Path, province: Province, patch: int, stride: int) -> tuple[dict[str, Any], Comparison]:
-    """Run a province with a lattice: its run.json, and its events against the truth; raises CalledProcessError."""
+@dataclass(frozen=True)
+class Judged:
+    """A lattice over all provinces: patches, seconds inside the model, and whether each classified event is right."""
+
+    patches: int
+    forward_s: float
+    right: dict[tuple[int, str], bool]
+
+
+def run_lattice(out: Path, province: Province, patch: int, stride: int) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Run a province with a lattice: its run.json, and by id whether each classified event is right.
+
+    Raises CalledProcessError where the run fails.
+    """
     product = out / "product"
     for folder in (product, product.with_name("product.work")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,21 +69,37 @@ def run_lattice(out: Path, province: Province, patch: int, stride: int) -> tuple
     config = province_config(ROOT / "configs" / "demo.yaml", province, product, *changes)
     path = out / "lattice.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    line = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--no-prefect"]
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return json.loads((product / "run.json").read_text(encoding="utf-8")), compare(product, province)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--no-prefect"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    events = gpd.read_file(product / "drivers.gpkg", layer="events", engine="pyogrio")
+    # -1 where there is no truth
+    names = np.array([*FOREST_LOSS_DRIVERS.names, ""])[true_classes(events, province)]
+    classified = events["status"] == "classified"
+    right = dict(zip(events["event_id"][classified], (events["driver"] == names)[classified], strict=True))
+    return json.loads((product / "run.json").read_text(encoding="utf-8")), right
 
 
-def judged(out: Path, provinces: list[Province], patch: int, stride: int) -> dict[str, Any]:
-    """One line of the table: a lattice over all provinces."""
+def judged(out: Path, provinces: list[Province], patch: int, stride: int) -> Judged:
+    """Run all provinces with a lattice."""
     runs, results = zip(*(run_lattice(out, province, patch, stride) for province in provinces), strict=True)
-    patches = sum(run["counts"]["patches"] for run in runs)
-    right, classified = sum(r.right for r in results), sum(r.classified for r in results)
+    return Judged(
+        sum(run["counts"]["patches"] for run in runs),
+        sum(run["timings"]["forward_seconds"] for run in runs),
+        {(k, event): bool(good) for k, result in enumerate(results) for event, good in result.items()},
+    )
+
+
+def line(patch: int, stride: int, found: Judged, own: Judged) -> dict[str, Any]:
+    """One line of the table: a lattice beside the model's own."""
+    right, classified = sum(found.right.values()), len(found.right)
+    both = found.right.keys() & own.right.keys()
     return {
-        "patch": patch, "stride": stride, "patches": patches, "model_mpx": round(patches * patch**2 / 1e6, 1),
-        "forward_s": round(sum(run["timings"]["forward_seconds"] for run in runs), 1),
-        "right": right, "classified": classified, "events": sum(r.events for r in results),
-        "share_right": round(right / classified, 4), "interval": [round(end, 4) for end in wilson(right, classified)],
+        "patch": patch, "stride": stride, "patches": found.patches,
+        "model_mpx": round(found.patches * patch**2 / 1e6, 1), "forward_s": round(found.forward_s, 1),
+        "right": right, "classified": classified, "share_right": round(right / classified, 4),
+        "interval": [round(end, 4) for end in wilson(right, classified)],
+        "right_here_only": sum(found.right[key] and not own.right[key] for key in both),
+        "right_with_own_only": sum(own.right[key] and not found.right[key] for key in both),
     }  # fmt: skip
 
 
@@ -78,8 +113,10 @@ def main() -> None:
         write_province(args.out / f"province-{seed}", ProvinceParams(size=1200, seed=seed, dates=4, before=1))
         for seed in args.seeds
     ]
+    own = judged(args.out, provinces, *OWN)
     for patch, stride in LATTICES:
-        print(json.dumps(judged(args.out, provinces, patch, stride)), flush=True)
+        found = own if (patch, stride) == OWN else judged(args.out, provinces, patch, stride)
+        print(json.dumps(line(patch, stride, found, own)), flush=True)
 
 
 if __name__ == "__main__":
