@@ -166,35 +166,13 @@ def needed(patches: np.ndarray, size: int, loss: BlockLoss, clear: np.ndarray | 
 
     `clear` are the labels inside the block less those that no image shows; by default nothing is hidden.
     """
-    block = loss.block
     seen = loss.inside if clear is None else clear
-    if not len(patches) or not seen.any():
-        return patches[:0]
-    here, around = _Counts(seen, block.row0, block.col0), _Counts(loss.labels, loss.row0, loss.col0)
-    windows = np.concatenate([patches[:, :2], patches[:, :2] + size], axis=1)
-    own_cell = here.within(patches[:, 3:])
-    hit = own_cell & (patches[:, 2] == EVERY_EVENT)
-    for k in np.flatnonzero(here.within(windows) & around.within(patches[:, 3:]) & ~hit):
-        hit[k] = loss.spoken(Patch(*map(int, patches[k])), size, seen)[2].any()
+    hit = np.zeros(len(patches), bool)
+    for k, patch in enumerate(listed(patches) if seen.any() else ()):
+        outer, _ = overlap(patch, size, loss.block)
+        hit[k] = seen[outer].any() and loss.spoken(patch, size, seen)[2].any()
     chosen: np.ndarray = patches[hit]
     return chosen
-
-
-class _Counts:
-    """Counts of the labels that are not 0, over any rectangle of the run's grid."""
-
-    def __init__(self, labels: np.ndarray, row0: int, col0: int) -> None:
-        self.row0, self.col0 = row0, col0
-        self.sums = np.zeros((labels.shape[0] + 1, labels.shape[1] + 1), np.int32)
-        self.sums[1:, 1:] = (labels != 0).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
-
-    def within(self, boxes: np.ndarray) -> np.ndarray:
-        """Bool [n]: whether there is one inside boxes int [n, 4] of first row and column, last + 1 row and column."""
-        high, wide = self.sums.shape[0] - 1, self.sums.shape[1] - 1
-        r0, r1 = (np.clip(boxes[:, k] - self.row0, 0, high) for k in (0, 2))
-        c0, c1 = (np.clip(boxes[:, k] - self.col0, 0, wide) for k in (1, 3))
-        sums = self.sums
-        return np.asarray(sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0)
 
 
 def covered_pixels(patches: np.ndarray, size: int) -> int:

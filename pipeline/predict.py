@@ -43,7 +43,8 @@ def predict_loss(
     blended: np.ndarray | None = None
     for start in range(0, len(patches), batch):
         part = patches[start : start + batch]
-        images = np.stack([cut_window(image, p.row0 - loss.row0, p.col0 - loss.col0, size, size) for p in part])
+        corners = [(patch.row0 - loss.row0, patch.col0 - loss.col0) for patch in part]
+        images = np.stack([image[:, row : row + size, col : col + size] for row, col in corners])
         for patch, logits in zip(part, model.logits(images), strict=True):
             if blended is None:
                 blended = np.zeros((len(total), len(logits)), np.float64)
@@ -54,13 +55,3 @@ def predict_loss(
     if blended is None:
         return np.zeros((0, 0), np.float64)
     return np.asarray(blended / total[:, None])
-
-
-def cut_window(image: np.ndarray, row0: int, col0: int, height: int, width: int) -> np.ndarray:
-    """Cut a window from an image [bands, height, width] at a pixel of it; NaN where it reaches outside."""
-    out = np.full((len(image), height, width), np.nan, np.float32)
-    top, left = max(row0, 0), max(col0, 0)
-    bottom, right = min(row0 + height, image.shape[1]), min(col0 + width, image.shape[2])
-    if top < bottom and left < right:
-        out[:, top - row0 : bottom - row0, left - col0 : right - col0] = image[:, top:bottom, left:right]
-    return out

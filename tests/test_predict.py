@@ -6,7 +6,7 @@ import pytest
 from pipeline.grid import Block, RunGrid
 from pipeline.lattice import BlockLoss, Patch, PatchLayout, lattice_window, listed, meeting, needed
 from pipeline.patches import draw_patches
-from pipeline.predict import cut_window, predict_loss
+from pipeline.predict import predict_loss
 
 MARGIN = 256
 GRID = RunGrid("EPSG:32623", 30, 584_385, -2_222_685, 4, 6, 64)
@@ -177,13 +177,3 @@ def test_no_patches_no_logits():
     labels, image = np.zeros((4, 6), np.int32), np.zeros((1, 4, 6), np.float32)
     loss = BlockLoss(Block("b", 0, 0, 4, 6), 0, 0, labels)
     assert predict_loss(image, [], loss, labels, Identity(), 4, 1).shape == (0, 0)
-
-
-def test_a_window_is_cut_where_it_lies_with_nan_outside():
-    image = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
-    assert (cut_window(image, 1, 2, 3, 3) == image[:, 1:4, 2:5]).all()
-    outside = cut_window(image, -1, 3, 3, 3)
-    assert np.isnan(outside[:, 0]).all()
-    assert np.isnan(outside[:, :, 2:]).all()
-    assert (outside[:, 1:, :2] == image[:, :2, 3:]).all()
-    assert np.isnan(cut_window(image, 50, 50, 2, 2)).all()

@@ -20,7 +20,7 @@ from pipeline.models.package import load_network, save_package
 from pipeline.models.store import load_package
 from pipeline.patches import draw_patches
 from pipeline.plan import ask_catalog
-from pipeline.predict import cut_window, predict_loss
+from pipeline.predict import predict_loss
 from pipeline.simulate import ProvinceParams
 from pipeline.stack import SceneStack
 
@@ -144,14 +144,15 @@ def _write_reference(case: Case) -> None:
     model, image = open_segmenter(case.model, "auto", "cpu"), _reflectance(case)
     drawn = draw_patches(case.layout, case.grid, np.zeros((0, 4), np.int64))
     size, rows = case.layout.size, _STRIP * case.layout.stride
+    padded = np.pad(image, ((0, 0), (size, size), (size, size)), constant_values=np.nan)
     out = np.empty((case.grid.height, case.grid.width), np.uint8)
     for row0 in range(0, case.grid.height, rows):
         block = Block("", row0, 0, min(rows, case.grid.height - row0), case.grid.width)
         patches = listed(meeting(drawn, size, block))
         top, left, height, width = lattice_window(block, case.layout)
-        padded = cut_window(image, top, left, height, width)
+        part = padded[:, top + size : top + size + height, left + size : left + size + width]
         everywhere = BlockLoss(block, top, left, np.ones((height, width), np.int32))
-        logits = predict_loss(padded, patches, everywhere, everywhere.inside, model, size, 1)
+        logits = predict_loss(part, patches, everywhere, everywhere.inside, model, size, 1)
         out[row0 : row0 + block.height] = logits.argmax(axis=1).reshape(block.height, block.width)
     out[np.isnan(image).any(axis=0)] = UNSEEN
     partial = case.reference.with_suffix(".partial.tif")
