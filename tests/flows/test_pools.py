@@ -202,7 +202,9 @@ def test_workers_that_are_started_early_serve_once_and_go(config):
     asked, before = config("local", 1), children()
     with EarlyPool(asked) as pool:
         pool.begin()
+        begun = pool._pool
         pool.begin()
+        assert pool._pool is begun is not None, "once"
         with pool(asked) as opened:
             first = opened.executor.submit(simulated_blocks.whoami, None).result(60)
             assert first in children() - before

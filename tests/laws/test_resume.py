@@ -23,7 +23,10 @@ from run_samples import (
 
 from pipeline import steps
 from pipeline.config import load_config
+from pipeline.errors import InputError
+from pipeline.plan import LABELS_FILE
 from pipeline.product.inspect import inspect_product
+from pipeline.request import Request
 
 
 @pytest.fixture
@@ -187,3 +190,31 @@ def test_interrupt_is_130_and_can_be_resumed(world, reference, tiny_model, tmp_p
     assert err.splitlines()[-1].startswith("interrupted; run the same command again")
     assert not load_config(config).output.dir.exists()
     assert_same_results(run(config).product, reference)
+
+
+def test_the_longest_blocks_come_first(world, reference, tiny_model, tmp_path, computed):
+    config = write_config(tmp_path, world, tiny_model, grid__block=48)
+    run(config)
+    plan = json.loads((load_config(config).work / "plan.json").read_text())
+    patches = {planned["block"]["id"]: planned["patches"] for planned in plan["blocks"]}
+    counts = [patches[block] for block in computed]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) > 1
+
+
+def test_the_pool_may_begin_once_the_loss_is_read_and_not_for_a_plan_that_is_there(world, tiny_model, tmp_path):
+    begun = []
+    config = load_config(write_config(tmp_path, world, tiny_model))
+    request = Request(config, begin_pool=lambda: begun.append((config.work / LABELS_FILE).is_file()))
+    steps.plan_run(request)
+    assert begun == [True]
+    steps.plan_run(request)
+    assert begun == [True]
+
+
+def test_the_pool_does_not_begin_for_loss_that_cannot_be_read(world, tiny_model, tmp_path):
+    begun = []
+    config = load_config(write_config(tmp_path, world, tiny_model, loss__source=str(tmp_path / "none.tif")))
+    with pytest.raises(InputError, match=r"none\.tif"):
+        steps.plan_run(Request(config, begin_pool=lambda: begun.append(1)))
+    assert begun == []
