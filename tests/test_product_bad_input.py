@@ -90,9 +90,9 @@ def test_overlays_that_are_missing_or_cover_a_part_are_listed_and_never_zero(sma
     assert sum("overlay peat: says nothing about" in text for text in record["warnings"]) == 1
 
 
-def test_simplified_patches_with_a_smallest_area_are_a_sound_product(small, tiny_model, tmp_path):
-    plain = run(write_config(tmp_path / "plain", small, tiny_model)).product
-    config = write_config(tmp_path / "simple", small, tiny_model, output__simplify_m=45, output__min_patch_ha=0.2)
+def test_simplified_patches_with_a_smallest_area_are_a_sound_product(world, tiny_model, tmp_path):
+    plain = run(write_config(tmp_path / "plain", world, tiny_model)).product
+    config = write_config(tmp_path / "simple", world, tiny_model, output__simplify_m=45, output__min_patch_ha=0.2)
     product = run(config).product
     assert_sums(product)
     before, after = layer(plain, "patches"), layer(product, "patches")

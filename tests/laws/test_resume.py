@@ -192,11 +192,12 @@ def test_interrupt_is_130_and_can_be_resumed(world, reference, tiny_model, tmp_p
     assert_same_results(run(config).product, reference)
 
 
-def test_the_longest_blocks_come_first(world, reference, tiny_model, tmp_path, computed):
+def test_the_longest_blocks_come_first(world, tiny_model, tmp_path, computed):
     config = write_config(tmp_path, world, tiny_model, grid__block=48)
-    run(config)
-    plan = json.loads((load_config(config).work / "plan.json").read_text())
-    patches = {planned["block"]["id"]: planned["patches"] for planned in plan["blocks"]}
+    plan = steps.plan_run(Request(load_config(config)))
+    patches = {planned.block.id: planned.patches for planned in plan.blocks}
+    shortest_first = sorted(patches, key=lambda block: patches[block])
+    run(config, blocks=tuple(shortest_first))
     counts = [patches[block] for block in computed]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) > 1

@@ -23,8 +23,7 @@ from pipeline.catalog.fetch import localised
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import InputError, OutputError
 from pipeline.imagery import fill_composites
-from pipeline.lattice import lattice_window
-from pipeline.plan import Plan, read_patches, read_plan
+from pipeline.plan import Plan, read_block_loss, read_patches, read_plan
 from pipeline.training.datasets.base import IGNORE
 from pipeline.training.datasets.camforestnet import CamForestNet
 from pipeline.training.datasets.forestnet import ForestNet
@@ -69,18 +68,16 @@ def composites(plan: Plan, config: RunConfig) -> list[tuple[int, tuple[int, int]
     """Loss year, first row and column, and image of every composite the run computes, by the run's own code."""
     out = []
     frame = gpd.read_parquet(config.work / "events.parquet")
-    with rasterio.open(config.work / "labels.tif") as raster:
-        labels = raster.read(1)
-    years = np.concatenate([[0], frame["loss_year"]])[labels]
     for planned in plan.blocks:
         b, drawn = planned.block, read_patches(config.work, planned)
-        part = slice(b.row0, b.row0 + b.height), slice(b.col0, b.col0 + b.width)
+        with rasterio.open(config.work / "labels.tif") as raster:
+            loss = read_block_loss(raster, b, plan.layout)
+        years = np.concatenate([[0], frame["loss_year"]])[loss.labels]
         for year, ids in planned.scenes.items():
-            loss = np.where(years[part] == year, labels[part], 0)
             scenes = [localised(plan.scenes[s], config.imagery.cache) for s in ids]
-            image = _year_image(plan, b, loss, scenes, drawn)
+            image = _year_image(plan, loss.only(years == year), scenes, drawn)
             fill_composites([image], b, plan.grid, plan.layout, plan.bands)
-            out.append((year, lattice_window(b, plan.layout)[:2], image.image))
+            out.append((year, (loss.row0, loss.col0), image.image))
     return out
 
 
