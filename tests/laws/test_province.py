@@ -48,7 +48,7 @@ def product_of(province, small_model, tmp_path_factory):
 
 
 def test_the_product_is_sound_and_complete(product_of, province):
-    product = product_of("grid.block=512")
+    product = product_of("grid.block=384")
     report = inspect_product(product)
     assert report.sound, render_text(report)
     events, blocks = layer(product, "events"), layer(product, "blocks")
@@ -65,17 +65,17 @@ def test_the_product_is_sound_and_complete(product_of, province):
     [
         ("grid.block=1024",),
         ("grid.block=2048",),
-        ("grid.block=512", "compute.workers=2"),
+        ("grid.block=384", "compute.workers=2"),
         ("grid.block=1024", "compute.executor=local", "compute.workers=2"),
     ],
     ids=["blocks of 1024", "one block", "two threads", "Dask"],
 )
 def test_how_a_run_is_cut_and_computed_changes_nothing(overrides, product_of):
-    assert_same_results(product_of(*overrides), product_of("grid.block=512"))
+    assert_same_results(product_of(*overrides), product_of("grid.block=384"))
 
 
 def test_pixels_add_up(product_of):
-    product = product_of("grid.block=512")
+    product = product_of("grid.block=384")
     events = layer(product, "events")
     clear = np.rint(events["clear_share"] * events["pixels"]).astype(int)
     assert (raster(product) != 255).sum() == clear.sum()
@@ -84,7 +84,7 @@ def test_pixels_add_up(product_of):
 
 
 def test_patches_by_events_see_the_same_events(product_of):
-    lattice, centred = product_of("grid.block=512"), product_of("grid.block=512", "tiling.mode=events")
+    lattice, centred = product_of("grid.block=384"), product_of("grid.block=384", "tiling.mode=events")
     assert inspect_product(centred).sound
     one, other = layer(lattice, "events"), layer(centred, "events")
     for column in ("event_id", "pixels", "clear_share", "image_count", "unit_id"):
