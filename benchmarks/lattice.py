@@ -83,7 +83,7 @@ def judged(out: Path, provinces: list[Province], patch: int, stride: int) -> Jud
     """Run all provinces with a lattice."""
     runs, results = zip(*(run_lattice(out, province, patch, stride) for province in provinces), strict=True)
     return Judged(
-        sum(run["counts"]["patches"] for run in runs),
+        sum(run["timings"]["patches"] for run in runs),
         sum(run["timings"]["forward_seconds"] for run in runs),
         {(k, event): bool(good) for k, result in enumerate(results) for event, good in result.items()},
     )

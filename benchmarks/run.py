@@ -80,9 +80,10 @@ def measure(out: Path, case: Case, code: Path = ROOT) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(line)}: exit code {process.returncode}, see {out / 'run.log'}")
     run = json.loads((out / "product-bench" / "run.json").read_text(encoding="utf-8"))
     timings, counts = run["timings"], run["counts"]
-    megapixels, cpu = counts["patches"] * 256**2 / 1e6, used.ru_utime + used.ru_stime
+    megapixels, cpu = timings["patches"] * 256**2 / 1e6, used.ru_utime + used.ru_stime
     return {
-        **vars(case), "blocks": counts["blocks"], "patches": counts["patches"],
+        **vars(case), "blocks": counts["blocks"], "planned_patches": counts["patches"],
+        "patches": timings["patches"],
         "scene_mpx": round(case.size**2 / 1e6, 1), "model_mpx": round(megapixels, 1),
         "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "stages": timings["stages"],
         "mpx_per_s": round(megapixels / wall, 3), "mpx_per_core_s": round(megapixels / cpu, 3),

@@ -232,6 +232,7 @@ def _record(
             "block_seconds": round(seconds, 2),
             "forward_seconds": round(forward, 2),
             "forward_share": round(forward / seconds, 3) if seconds else None,
+            "patches": sum(r.patches for r in records),
             "worker_peak_rss_mb": max((r.peak_rss_mb for r in records), default=0),
             "devices": sorted({r.device for r in records if r.device}),
             "engine": _engine(config),

@@ -70,6 +70,7 @@ class BlockRecord:
 
     `open_seconds` is what loading libraries and the model took before anything else: nothing after a process's first
     block. The same in seconds of cores, of its process: `cpu_seconds`, `open_cpu_seconds`, `forward_cpu_seconds`.
+    `patches` went through the model: those planned, less those on which no image shows any loss clear.
     """
 
     block: str
@@ -85,6 +86,7 @@ class BlockRecord:
     cpu_seconds: float = 0.0
     open_cpu_seconds: float = 0.0
     forward_cpu_seconds: float = 0.0
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def compute_block(task: BlockTask) -> BlockRecord:
         record = BlockRecord(
             task.block, "done", name, "", seconds, model.seconds, peak_rss_mb(), device=device,
             open_seconds=opened, cpu_seconds=time.process_time() - busy, open_cpu_seconds=opened_cpu,
-            forward_cpu_seconds=model.cpu_seconds,
+            forward_cpu_seconds=model.cpu_seconds, patches=model.patches,
         )  # fmt: skip
         write_json(folder / META, dataclasses.asdict(record))
     return record
@@ -182,16 +184,17 @@ def found_block(checkpoint: Path, block: str) -> BlockRecord:
 
 
 class _Timed:
-    """A segmenter that keeps the time spent inside its forward pass."""
+    """A segmenter that keeps the time spent inside its forward pass, and the patches that went through it."""
 
     def __init__(self, segmenter: Any) -> None:
-        self.segmenter, self.card, self.seconds, self.cpu_seconds = segmenter, segmenter.card, 0.0, 0.0
+        self.segmenter, self.card, self.seconds, self.cpu_seconds, self.patches = segmenter, segmenter.card, 0.0, 0.0, 0
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         started, busy = time.perf_counter(), time.process_time()
         result = self.segmenter.logits(images)
         self.seconds += time.perf_counter() - started
         self.cpu_seconds += time.process_time() - busy
+        self.patches += len(images)
         return np.asarray(result)
 
 

@@ -105,9 +105,9 @@ def ratios(peer: Sequence[Usage], ours: Sequence[Usage]) -> dict[str, list[float
 
 
 def counts(product: Path) -> dict[str, int]:
-    """Events, blocks and patches of a product."""
-    told = json.loads((product / "run.json").read_text(encoding="utf-8"))["counts"]
-    return {key: told[key] for key in ("events", "blocks", "patches") if key in told}
+    """Events and blocks of a product, and the patches that went through the model."""
+    run = json.loads((product / "run.json").read_text(encoding="utf-8"))
+    return {key: run["counts"][key] for key in ("events", "blocks")} | {"patches": run["timings"]["patches"]}
 
 
 def results(contest: Contest) -> dict[str, Any]:
