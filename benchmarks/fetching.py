@@ -165,7 +165,7 @@ def windows_of(grid: RunGrid, share: float, seed: int) -> _Windows:
 
 def through_gdal(hrefs: list[str], reads: _Windows, settings: dict[str, str]) -> None:
     """Read every block's windows of files on their own grid through /vsicurl."""
-    with rasterio.Env(GDAL_CACHEMAX=256, GDAL_NUM_THREADS="1", **settings):
+    with rasterio.Env(GDAL_CACHEMAX=256 << 20, GDAL_NUM_THREADS="1", **settings):
         for group in reads.values():
             for href in hrefs:
                 with rasterio.open(f"/vsicurl/{href}", driver="GTiff") as file:

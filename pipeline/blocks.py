@@ -247,7 +247,7 @@ def _grouped(loss: BlockLoss, planned: PlannedBlock, year_of: np.ndarray) -> Ite
     """The loss years of a block in the groups that are composited at once."""
     if planned.late:
         loss = loss.only(np.isin(loss.labels, np.array(planned.only) + 1))
-    years = np.concatenate([[0], year_of])[loss.labels]
+    years = np.concatenate([[0], year_of]).astype(np.int16)[loss.labels]
     order = sorted(planned.scenes)
     for start in range(0, len(order), YEARS_AT_ONCE):
         yield {year: loss.only(years == year) for year in order[start : start + YEARS_AT_ONCE]}

@@ -21,7 +21,8 @@ from pipeline.stack import SceneStack
 YEARS_AT_ONCE = 3
 """Composites held at once; with the default block each takes 160 MB."""
 _TILE = 512
-_GDAL_CACHE_MB = 256
+_GDAL_CACHE = 64 << 20
+"""Bytes: rasterio hands the number to GDAL as it is. Tiles of files lie across ours, and are read again by the next."""
 
 
 @dataclass
@@ -81,7 +82,7 @@ def fill_composites(
     scenes = sorted({s.id: s for year in years if year.patches for s in year.scenes}.values(), key=lambda s: s.id)
     row0, col0, _, _ = lattice_window(block, layout)
     # with several threads GDAL serves a tile that it failed to read when it is asked for it a second time
-    limits = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_NUM_THREADS="1")
+    limits = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE, GDAL_NUM_THREADS="1")
     with limits, SceneStack(scenes, grid, bands) as files:
         for read in list_reads([year.patches if year.scenes else () for year in years], block, layout):
             top, left, h, w = read.window

@@ -37,7 +37,7 @@ def predict_loss(
     Returns:
         float64 [clear loss pixels in row-major order, classes].
     """
-    place = np.cumsum(clear.ravel() != 0).reshape(clear.shape) - 1
+    place = np.cumsum(clear.ravel() != 0, dtype=np.int32).reshape(clear.shape) - 1
     weights = blend_weights(size)
     total = np.zeros(np.count_nonzero(clear), np.int64)
     blended: np.ndarray | None = None

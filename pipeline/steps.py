@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rasterio
 
 from pipeline import late
 from pipeline import plan as planning
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
+_GDAL_CACHE = 256 << 20
+"""Bytes of rasters held while a product is made: by itself GDAL takes a twentieth of the machine's memory."""
 _log = logging.getLogger("clearcause")
 # ---------------------------------------------------------------------------------------------- plan
 
@@ -219,7 +222,8 @@ def merge_blocks(request: Request, ledger: Ledger) -> ProductInputs | None:
         )
     if absent and not request.allow_incomplete:
         return None
-    return assemble(request, plan, records)
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
+        return assemble(request, plan, records)
 
 
 def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
@@ -231,7 +235,8 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        write_product(inputs, beside, request.clock.record)
+        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
+            write_product(inputs, beside, request.clock.record)
         if inputs.run["complete"]:
             late.save_awaiting(
                 request.work, state_digest(planning.read_plan(request.work)), np.flatnonzero(events[AWAITING])

@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
+from rasterio._env import get_gdal_config
 from run_samples import World, checkpoints, run, write_config
 
+from pipeline import imagery
 from pipeline.config import load_config
+from pipeline.grid import Block, RunGrid
+from pipeline.lattice import PatchLayout
 from pipeline.plan import PLAN_FILE
 
 COMPUTE = """
@@ -79,3 +83,12 @@ def test_half_precision_is_another_model_and_the_product_says_how_far_it_agrees(
     # back again: every block is found, and what was measured of the other run is not told
     run(path)
     assert json.loads(record.read_text())["timings"]["engine"] is None
+
+
+def test_gdals_cache_is_told_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # rasterio hands the number to GDAL as it is: 256 would be less than a line of pixels
+    held: list[int] = []
+    monkeypatch.setattr(imagery, "list_reads", lambda *_: held.append(get_gdal_config("GDAL_CACHEMAX")) or ())
+    grid = RunGrid("EPSG:32620", 30.0, 0.0, 0.0, 64, 64, 64)
+    imagery.fill_composites([], Block("b", 0, 0, 64, 64), grid, PatchLayout("grid", 64, 48), ("red",))
+    assert held == [64 * 2**20]
