@@ -35,7 +35,7 @@ from pipeline.status import read_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 VICTIMS = ("worker", "nanny", "flow", "scheduler", "prefect")
-BLOCKS = 8
+BLOCKS = 9
 ENDS = 500
 """Seconds within which a disturbed run must have ended by itself: the patience without a scheduler is 300."""
 
@@ -222,11 +222,13 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Writes the configuration of a small demo into a folder; the province is simulated once."""
-    params = ProvinceParams(size=160, seed=5, dates=1, before=1)
+    params = ProvinceParams(size=360, seed=5, dates=1, before=1)
     province = write_province(tmp_path_factory.mktemp("demo") / "province", params)
 
     def configure(folder, executor):
-        changes = ("grid.block=64", f"compute.executor={executor}", "compute.workers=1")
+        # a block is a cell of the lattice at least
+        tiling = ("tiling.overlap=128", "grid.block=128")
+        changes = (*tiling, f"compute.executor={executor}", "compute.workers=1")
         made = province_config(ROOT / "configs" / "demo.yaml", province, folder / "product", *changes)
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
