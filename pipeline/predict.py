@@ -24,6 +24,9 @@ def predict_loss(
 ) -> np.ndarray:  # fmt: skip
     """Blended logits of a block's clear loss pixels.
 
+    Seven parameters: the image, the patches with their size, the loss with what of it is clear, the model with its
+    batch; bundling them would only name pairs that live nowhere else.
+
     Args:
         image: composite, float32 [bands, height, width] over the window of `loss`, NaN = not observed.
         patches: where the model looks, in the order of `patches.draw_patches`; each clear pixel has one that speaks
