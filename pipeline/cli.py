@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from pipeline import cli_flows, cli_product, cli_state, cli_training
 from pipeline.cli_run import Orchestrator, log_file, report, run_config
+from pipeline.drawing import Drawing
 from pipeline.errors import ClearcauseError, ConfigError
 from pipeline.store_address import store_address
 
@@ -196,11 +198,12 @@ def demo(
     """Simulate a province with known truth, run it, and compare predicted with true area per driver."""
     from pipeline.demo import compare, prepare_demo, render_comparison
 
-    with Orchestrator(not no_prefect) as by:
-        if not (out / "product").exists():
+    drawing, new = Drawing(), not (out / "product").exists()
+    with Orchestrator(not no_prefect) as by, drawing if new else nullcontext():
+        if new:
             by.begin()
         config, province = prepare_demo(out, size, seed)
-        outcome = run_config(config, (), allow_incomplete=False, replan=False, by=by)
+        outcome = run_config(config, (), allow_incomplete=False, replan=False, by=by, drawing=drawing)
     report(outcome, False)
     print(render_comparison(compare(outcome.product, province)))
 

@@ -12,11 +12,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.costs.clock import Clock
+from pipeline.drawing import Drawing
 from pipeline.errors import ClearcauseError, ProductError
 
 if TYPE_CHECKING:
@@ -73,43 +74,51 @@ def orchestrator_kind(prefect: bool) -> str:
 
 
 def run_config(
-    config: RunConfig, blocks: tuple[str, ...], *, allow_incomplete: bool, replan: bool, by: Orchestrator
+    config: RunConfig,
+    blocks: tuple[str, ...],
+    *,
+    allow_incomplete: bool,
+    replan: bool,
+    by: Orchestrator,
+    drawing: Drawing | None = None,
 ) -> Outcome:
-    """Run a configuration as the program does: locked, logged, with progress.
+    """Run a configuration as the program does: locked, logged, with progress; `drawing` may have been begun.
 
     Raises:
         ClearcauseError: as `pipeline.graph.run_region`.
         KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
     """
-    clock = Clock()
-    from flows.runtime import EarlyPool, worker_count
-    from pipeline import steps
-    from pipeline.artifacts import run_lock
-    from pipeline.plan import PLAN_FILE
-    from pipeline.request import Request
+    clock, drawing = Clock(), drawing or Drawing()
+    # where nothing was run yet there will be a plan, and what draws its patches loads beside this process
+    with drawing if replan or not config.work.is_dir() else nullcontext():
+        from flows.runtime import EarlyPool, worker_count
+        from pipeline import steps
+        from pipeline.artifacts import run_lock
+        from pipeline.plan import PLAN_FILE
+        from pipeline.request import Request
 
-    steps.check_output(config)
-    with (
-        run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
-        _progress() as progress, EarlyPool(config) as pool,
-    ):  # fmt: skip
-        request = Request(
-            config, blocks, allow_incomplete, replan, pool, progress, worker_count(config.compute), by.kind, clock,
-            pool.begin,
-        )  # fmt: skip
-        if replan:
+        steps.check_output(config)
+        with (
+            run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
+            _progress() as progress, EarlyPool(config) as pool,
+        ):  # fmt: skip
+            request = Request(
+                config, blocks, allow_incomplete, replan, pool, progress, worker_count(config.compute), by.kind, clock,
+                pool.begin, drawing,
+            )  # fmt: skip
+            if replan:
+                return by.carry_out(request)
+            # a rerun that has nothing to do starts no orchestrator
+            if not (config.work / PLAN_FILE).exists():
+                by.begin()
+            with clock.stage("plan_run"):
+                plan = steps.plan_run(request)
+            if (done := steps.current(request, plan)) is not None:
+                return done
+            if {planned.block.id for planned in plan.blocks} <= steps.finished_blocks(config.work, plan):
+                return by.carry_out(request)
+            pool.begin()
             return by.carry_out(request)
-        # a rerun that has nothing to do starts no orchestrator
-        if not (config.work / PLAN_FILE).exists():
-            by.begin()
-        with clock.stage("plan_run"):
-            plan = steps.plan_run(request)
-        if (done := steps.current(request, plan)) is not None:
-            return done
-        if {planned.block.id for planned in plan.blocks} <= steps.finished_blocks(config.work, plan):
-            return by.carry_out(request)
-        pool.begin()
-        return by.carry_out(request)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Patches are drawn in a process of their own: torchgeo and torch take seconds to load and more memory than a run.
 
-The process is begun when a plan is, and loads them while the loss is read; it is gone before the first block.
+The process is begun when a plan is, or before where somebody knows that there will be one, and loads them while the
+loss is read; it is gone before the first block. Whoever begins it loads nothing for it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,29 @@ import pickle
 import subprocess
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from pipeline.grid import RunGrid
-from pipeline.lattice import PatchLayout
+    from pipeline.grid import RunGrid
+    from pipeline.lattice import PatchLayout
 
 
 class Drawing:
-    """A process that draws the patches of one run; a context manager, and its process ends with it."""
+    """A process that draws the patches of one run; a context manager, and its process ends with it.
+
+    It may be entered by somebody early and again by the plan: the process is begun by the first.
+    """
+
+    def __init__(self) -> None:
+        """Begin nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Begin to load torchgeo; where this process has it already, there is nothing to begin."""
-        self._process = None if "pipeline.patches" in sys.modules else _begun()
+        if self._process is None and "pipeline.patches" not in sys.modules:
+            self._process = _begun()
         return self
 
     def draw(self, layout: PatchLayout, grid: RunGrid, bounds: np.ndarray) -> np.ndarray:
@@ -46,6 +56,7 @@ class Drawing:
             return
         with self._process as process:
             process.kill()
+        self._process = None
 
 
 def _begun() -> subprocess.Popen[bytes]:

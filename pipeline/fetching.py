@@ -12,6 +12,7 @@ from pipeline.catalog.check import REMOTE
 from pipeline.catalog.scene import QA_PIXEL, Scene
 from pipeline.errors import OutputError, SceneError
 from pipeline.fetch_log import FetchLog, Need, Needs, users_of
+from pipeline.gdal import small_cache
 from pipeline.pictures import BEFORE_ONLY, picture_bands
 from pipeline.plan import Plan
 from pipeline.plan_scenes import without_scenes
@@ -25,6 +26,7 @@ _FETCHES = 8
 """Files fetched at once; how many connections one host gets is the fetcher's policy."""
 
 
+@small_cache
 def fetch_scenes(request: Request, plan: Plan) -> Plan:
     """Bring every file the plan names to this machine; scenes that cannot be had leave the plan with their reason.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import rasterio
 
+from pipeline import gdal
 from pipeline.alerts import day_number
 from pipeline.catalog.scene import Scene
 from pipeline.composite import median_composite
@@ -21,8 +22,6 @@ from pipeline.stack import SceneStack
 YEARS_AT_ONCE = 3
 """Composites held at once; with the default block each takes 160 MB."""
 _TILE = 512
-_GDAL_CACHE = 64 << 20
-"""Bytes: rasterio hands the number to GDAL as it is. Tiles of files lie across ours, and are read again by the next."""
 
 
 @dataclass
@@ -82,7 +81,7 @@ def fill_composites(
     scenes = sorted({s.id: s for year in years if year.patches for s in year.scenes}.values(), key=lambda s: s.id)
     row0, col0, _, _ = lattice_window(block, layout)
     # with several threads GDAL serves a tile that it failed to read when it is asked for it a second time
-    limits = rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE, GDAL_NUM_THREADS="1")
+    limits = rasterio.Env(GDAL_CACHEMAX=gdal.CACHE, GDAL_NUM_THREADS="1")
     with limits, SceneStack(scenes, grid, bands) as files:
         for read in list_reads([year.patches if year.scenes else () for year in years], block, layout):
             top, left, h, w = read.window

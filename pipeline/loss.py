@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 HANSEN_EPOCH = 2000
 """Hansen coding: k = lost in 2000 + k, 0 = not lost."""
-_STRIP = 4096
+_STRIP = 1024
 _EIGHT = np.ones((3, 3), bool)
 _FIRST_ALERTS = 2015
 _YEAR_COLUMNS = ("loss_year", "lossyear", "year")

@@ -268,9 +268,11 @@ def find_block(loss: BlockLoss, years: np.ndarray, size: int, drawn: np.ndarray)
     """
     inside = loss.inside
     rows = np.unique(inside[inside > 0]) - 1
-    year_of = np.concatenate([[0], years])[loss.labels]
-    drawn = needed(drawn, size, loss)
-    patches = {int(y): len(needed(drawn, size, loss.only(year_of == y))) for y in np.unique(years[rows])}
+    drawn, several = needed(drawn, size, loss), np.unique(years[rows])
+    patches = {int(year): len(drawn) for year in several}
+    if len(several) > 1:
+        year_of = np.concatenate([[0], years])[loss.labels]
+        patches = {int(year): len(needed(drawn, size, loss.only(year_of == year))) for year in several}
     covered = covered_pixels(drawn, size)
     return FoundBlock(loss.block, len(rows), int(np.count_nonzero(inside)), patches, covered, drawn)
 

@@ -84,11 +84,13 @@ def _model_digest(card: ModelCard, precision: str) -> str:
     return digest([parts, precision] if precision in HALF else parts)
 
 
-def make_plan(config: RunConfig, card: ModelCard, inputs: str, loss_is_read: Callable[[], None] = lambda: None) -> Plan:
+def make_plan(
+    config: RunConfig, card: ModelCard, inputs: str, drawing: Drawing, loss_is_read: Callable[[], None]
+) -> Plan:
     """Ask the loss, the grid and the catalog once, and freeze the answers; raises InputError.
 
-    `loss_is_read` is called when only patches and scenes are still to be found. Long, because each question needs the
-    answers to those before it, and the plan holds all of them.
+    `drawing` ends here. `loss_is_read` is called when only patches and scenes are still to be found. Long, because each
+    question needs the answers to those before it, and the plan holds all of them.
     """
     from pipeline.auxiliary import sample_auxiliary
     from pipeline.auxiliary.record import describe_sources, doubts
@@ -96,7 +98,7 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str, loss_is_read: Cal
     from pipeline.events import burn_events
     from pipeline.loss import read_loss
 
-    with Drawing() as drawing:
+    with drawing:
         aoi = read_region(config.region.aoi)
         source, said = _loss_source(config, aoi)
         found = read_loss(source, aoi, _loss_params(config), config.work)
@@ -112,24 +114,25 @@ def make_plan(config: RunConfig, card: ModelCard, inputs: str, loss_is_read: Cal
         sources = describe_sources(config.auxiliary, predictors)
         events.join(predictors.add_prefix(AUXILIARY_PREFIX)).to_parquet(config.work / EVENTS_FILE)
         loss_is_read()
+        catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)
+        # before the catalog is asked: a file that comes meanwhile is then a new one
+        archive = archive_state(config)
+        areas = planning.loss_areas(events, grid, layout)
+        needed = shapely.union_all(list(areas.values())) if areas else aoi
+        scenes, refused = planning.ask_catalog(catalog, needed, config.loss.years, config.imagery)
+        # scenes from before the model's window must not change what is said about those inside it
+        start = min(config.loss.years) + config.imagery.window.first_year
+        fit, unfit = check_scenes([s for s in scenes if s.datetime.year >= start], card)
+        _refuse_lack([s for s in scenes if s.datetime.year >= start], card)
+        early = [s for s in scenes if s.datetime.year < start]
+        candidates, left = find_candidates([*fit, *early], areas, config.imagery)
+        before = choose_before(scenes, areas, config.imagery, card.bands)
+        pictured = {s.id: s for group in before.values() for s in group}
+        left = [refusal for refusal in left if refusal.scene_id not in pictured]
+        # last, as its process is slow to load
         drawn = drawing.draw(layout, grid, burned.bounds)
     blocks = planning.find_blocks(events, grid, labels, layout, drawn)
     planning.save_patches(config.work, blocks)
-    catalog = open_catalog(config.imagery.source, config.imagery.collections, Path(), config.imagery.allow_hosts)
-    # before the catalog is asked: a file that comes meanwhile is then a new one
-    archive = archive_state(config)
-    areas = planning.loss_areas(events, grid, layout)
-    needed = shapely.union_all(list(areas.values())) if areas else aoi
-    scenes, refused = planning.ask_catalog(catalog, needed, config.loss.years, config.imagery)
-    # scenes from before the model's window must not change what is said about those inside it
-    start = min(config.loss.years) + config.imagery.window.first_year
-    fit, unfit = check_scenes([s for s in scenes if s.datetime.year >= start], card)
-    _refuse_lack([s for s in scenes if s.datetime.year >= start], card)
-    early = [s for s in scenes if s.datetime.year < start]
-    candidates, left = find_candidates([*fit, *early], areas, config.imagery)
-    before = choose_before(scenes, areas, config.imagery, card.bands)
-    pictured = {s.id: s for group in before.values() for s in group}
-    left = [refusal for refusal in left if refusal.scene_id not in pictured]
     names = {year: tuple(sorted(s.id for s in group)) for year, group in sorted(candidates.items())}
     return Plan(
         inputs=inputs,

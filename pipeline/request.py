@@ -16,6 +16,7 @@ from pipeline.artifacts import write_json
 from pipeline.blocks import BlockRecord
 from pipeline.config import RunConfig
 from pipeline.costs.clock import Clock
+from pipeline.drawing import Drawing
 from pipeline.errors import ConfigError
 
 REQUEST_FILE = "request.json"
@@ -61,7 +62,8 @@ class Request:
 
     `workers` (how many there will be, where the caller knows) and `orchestrator` (see `pipeline.costs.forecast`) are
     for the forecast, which `clock` holds against what the run took. `begin_pool` is called once a plan is being made
-    and its local inputs have been found good: the pool may start meanwhile.
+    and its local inputs have been found good: the pool may start meanwhile. `drawing` draws the patches of a plan; who
+    knows that one will be made may have begun it.
     """
 
     config: RunConfig
@@ -74,6 +76,7 @@ class Request:
     orchestrator: str = "none"
     clock: Clock = field(default_factory=Clock, compare=False)
     begin_pool: Callable[[], None] = field(default=lambda: None, compare=False)
+    drawing: Drawing = field(default_factory=Drawing, compare=False)
 
     @property
     def work(self) -> Path:

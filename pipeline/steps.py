@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio
 
 from pipeline import late
 from pipeline import plan as planning
@@ -27,6 +26,7 @@ from pipeline.drivers import AWAITING
 from pipeline.errors import ConfigError, IncompleteError, OutputError
 from pipeline.fetch_log import read_fetch_log
 from pipeline.fetching import fetch_scenes
+from pipeline.gdal import small_cache
 from pipeline.ledger import Ledger, drive
 from pipeline.plan import PLAN_FILE, Plan, product_digest, state_digest
 from pipeline.plan_scenes import without_scenes
@@ -39,12 +39,11 @@ if TYPE_CHECKING:
     from pipeline.product.write import ProductInputs
 
 LEDGER_FILE = "ledger.json"
-_GDAL_CACHE = 256 << 20
-"""Bytes of rasters held while a product is made: by itself GDAL takes a twentieth of the machine's memory."""
 _log = logging.getLogger("clearcause")
 # ---------------------------------------------------------------------------------------------- plan
 
 
+@small_cache
 def plan_run(request: Request) -> Plan:
     """Plan the run, or go on with the frozen plan, with a late pass where images have come (see `pipeline.late`).
 
@@ -59,7 +58,7 @@ def plan_run(request: Request) -> Plan:
     if plan is None:
         work.mkdir(parents=True, exist_ok=True)
         (work / PLAN_FILE).unlink(missing_ok=True)
-        plan = make_plan(config, card, inputs, request.begin_pool)
+        plan = make_plan(config, card, inputs, request.drawing, request.begin_pool)
     elif waiting := late.read_awaiting(work, state_digest(plan)):
         plan = late.plan_pass(config, card, plan, waiting) or plan
     plan = dataclasses.replace(plan, cache=str(config.imagery.cache))
@@ -197,6 +196,7 @@ def _save_ledger(request: Request, ledger: Ledger) -> None:
 # ---------------------------------------------------------------------------------------------- merge and publish
 
 
+@small_cache
 def merge_blocks(request: Request, ledger: Ledger) -> ProductInputs | None:
     """Put the blocks together; None where only some blocks were asked for and others are still to come.
 
@@ -222,10 +222,10 @@ def merge_blocks(request: Request, ledger: Ledger) -> ProductInputs | None:
         )
     if absent and not request.allow_incomplete:
         return None
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
-        return assemble(request, plan, records)
+    return assemble(request, plan, records)
 
 
+@small_cache
 def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
     """Write the product beside its place and swap it in when it is whole."""
     from pipeline.product.write import write_product
@@ -235,8 +235,7 @@ def publish_product(request: Request, inputs: ProductInputs) -> Outcome:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
-            write_product(inputs, beside, request.clock.record)
+        write_product(inputs, beside, request.clock.record)
         if inputs.run["complete"]:
             late.save_awaiting(
                 request.work, state_digest(planning.read_plan(request.work)), np.flatnonzero(events[AWAITING])

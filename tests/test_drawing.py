@@ -29,6 +29,17 @@ from pipeline.drawing import Drawing
 with Drawing() as drawing:
     drawing.draw(None, None, None)
 """
+RUN = """
+import sys
+from pipeline import cli, cli_run
+class Told(cli_run.Drawing):
+    def __enter__(self):
+        print("entered with the stages loaded:", "pipeline.steps" in sys.modules, flush=True)
+        return super().__enter__()
+cli_run.Drawing = Told
+sys.argv = ["clearcause", "run", sys.argv[1], "--no-prefect"]
+cli.main()
+"""
 
 
 def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -73,3 +84,21 @@ def test_it_is_not_waited_for_by_a_plan_that_fails(monkeypatch):
         assert process is not None
         assert process.poll() is None
     assert process.returncode == -signal.SIGKILL
+
+
+def test_it_is_begun_once_and_ended_once(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pipeline.patches")
+    with Drawing() as early:
+        process = early._process
+        with early as again:
+            assert again._process is process
+        assert process is not None
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_the_first_run_begins_it_before_it_loads_anything(world, tiny_model, tmp_path):
+    config = write_config(tmp_path, world, tiny_model)
+    first, second = (in_a_process(RUN, config) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.splitlines()[0] == "entered with the stages loaded: False"
+    assert "entered" not in second.stdout, "a rerun has nothing to draw"
