@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +40,6 @@ _COARSE = 96
 _LEAST, _MOST = 64, 512
 """Pixels of the run's grid a side that a picture shows; a larger event still fits in whole."""
 _AROUND = 2.5
-_AT_ONCE = 4
-"""Events that are drawn at once."""
 _CLEAR = 0.5
 """Share of an event that must be clear for a picture of it."""
 _GOOD = 0.9
@@ -117,19 +113,20 @@ def draw_chips(plan: Plan, events: GeoDataFrame, ids: Sequence[str]) -> list[Chi
     if missing:
         raise InputError(f"event {missing[0]}: not among the {len(rows)} events of this product")
     wanted = rows.loc[list(ids)].to_crs(plan.grid.crs)
-    with ThreadPoolExecutor(_AT_ONCE, "picture") as threads:
-        pairs = threads.map(partial(_pair, plan), ids, wanted["loss_year"].astype(int), wanted.geometry)
-        return list(pairs)
+    # files are opened for a few pixels: listing their folders would take longer than reading them
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        return [
+            _pair(plan, name, int(year), geometry)
+            for name, year, geometry in zip(ids, wanted["loss_year"], wanted.geometry, strict=True)
+        ]
 
 
 def _pair(plan: Plan, event_id: str, year: int, geometry: Any) -> ChipPair:
     frame = _frame(plan, geometry)
     early = [plan.before_scenes[s] for s in plan.before.get(year, ())]
     late = [plan.scenes[s] for s in _used(plan, year, frame.bounds) if s in plan.scenes]
-    # files are opened for a few pixels: listing their folders would take longer than reading them
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-        before, why_not = _draw(plan, frame, early, year, "before")
-        after, nor = _draw(plan, frame, late, year, "after")
+    before, why_not = _draw(plan, frame, early, year, "before")
+    after, nor = _draw(plan, frame, late, year, "after")
     return ChipPair(event_id, before, after, "; ".join(text for text in (why_not, nor) if text))
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import rasterio
 from catalog_samples import write_tiff
+from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.catalog.check import check_scene, wrs_key
+from pipeline.catalog.check import check_scene, open_header, wrs_key
 from pipeline.catalog.scene import Asset, Scene, SceneGrid
 
 
@@ -101,3 +105,18 @@ def test_wrs_key_is_path_and_row_or_nothing():
     scene = scene_of()
     assert wrs_key(scene) == "231/62"
     assert wrs_key(replace(scene, row=None)) == ""
+
+
+def test_threads_open_files_without_a_place_and_nobody_is_warned(tmp_path):
+    """Filters of warnings belong to the process; the tests' own make an error of every warning."""
+    path, filters = tmp_path / "nowhere.tif", list(warnings.filters)
+    with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
+        rasterio.open(path, "w", driver="GTiff", width=1, height=1, count=1, dtype="uint8").close()
+
+    def look(_: int) -> int:
+        with open_header(path) as header:
+            return header.count
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(look, range(400))) == {1}
+    assert list(warnings.filters) == filters

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -19,12 +20,14 @@ REMOTE = ("http://", "https://", "s3://")
 UNREADABLE = (RasterioError, OSError, ValueError)
 """What opening a damaged or foreign file may raise."""
 _MAX_SIDE = 50_000
+_FILTERS = Lock()
 
 
 @contextmanager
 def open_header(path: Path | str) -> Iterator[DatasetReader]:
     """Open a local GeoTIFF for its header; raises one of UNREADABLE. No other driver: a VRT could name any file."""
-    with warnings.catch_warnings():
+    # the filters of warnings are the process's: of two threads that set them at once each would undo the other's
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path, driver="GTiff")
     with dataset:
