@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.cores import Cores
 from pipeline.demo import ROOT, province_config, write_province
 from pipeline.simulate import ProvinceParams
 
@@ -69,18 +70,16 @@ def measure(out: Path, case: Case, code: Path = ROOT) -> dict[str, Any]:
     config = prepared(out, case, "bench")
     state = {"PYTHONPATH": str(code), "CLEARCAUSE_STATE": str(out / "state")}
     line = [sys.executable, "-m", "pipeline.cli", "run", str(config), "--no-prefect"]
+    cores = Cores()
     with (out / "run.log").open("wb") as log:
         started = time.perf_counter()
         process = subprocess.Popen(line, cwd=code, env={**os.environ, **state}, stdout=log, stderr=log)
-        # of the process and of all that it has waited for: its workers
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
+        wall = cores.wait(process) - started
     if process.returncode:
         raise RuntimeError(f"{' '.join(line)}: exit code {process.returncode}, see {out / 'run.log'}")
     run = json.loads((out / "product-bench" / "run.json").read_text(encoding="utf-8"))
     timings, counts = run["timings"], run["counts"]
-    megapixels, cpu = timings["patches"] * 256**2 / 1e6, used.ru_utime + used.ru_stime
+    megapixels, cpu = timings["patches"] * 256**2 / 1e6, cores.seconds
     return {
         **vars(case), "blocks": counts["blocks"], "planned_patches": counts["patches"],
         "patches": timings["patches"],

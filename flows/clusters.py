@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,10 @@ from pipeline.errors import ConfigError
 
 _GIB_PER_WORKER = 2.0
 """A block of 2,048 pixels takes some 1 GiB of a worker on ONNX Runtime, and 1.8 on torch."""
+_FORKED = {"distributed.worker.multiprocessing-method": "forkserver"} if sys.platform == "linux" else {}
+"""Workers of this machine are forked from a process that has loaded everything once: a worker, and the one that takes
+the place of a killed worker, is there at once, and they share those pages. Python's own choice on Linux since 3.14;
+elsewhere system libraries do not bear a fork, and a process with a GPU's context cannot be forked at all."""
 GPU = "GPU"
 """The Dask resource that pins blocks to workers with a GPU; a worker of ours offers one for each of its threads."""
 BLOCKS_PER_GPU = 2
@@ -43,6 +48,7 @@ def open_cluster(compute: Compute) -> Iterator[Any]:
         # a nanny is closed for good when its new worker is not there by then, and a busy machine starts one slowly
         "distributed.deploy.lost-worker-timeout": "15 minutes",
         **_one_thread_each(),
+        **(_FORKED if compute.executor == "local" else {}),
     }
     with dask.config.set(settings), start(kind, compute) as cluster:
         yield cluster
@@ -63,9 +69,15 @@ def _local(kind: Any, compute: Compute) -> Any:
     Dask's ports run whatever they are sent, so other users of this machine are kept out by a certificate of this run.
     """
     from distributed import Security
+    from distributed.utils import get_mp_context
 
+    if _FORKED:
+        # after Dask, which names modules of its own when it asks for the context first
+        get_mp_context().set_forkserver_preload(["distributed", "flows.preload"])
     return kind(
         n_workers=worker_count(compute),
+        # a fork has the environment of the day that its parent was started
+        env=dict(os.environ),
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",

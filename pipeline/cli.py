@@ -198,7 +198,8 @@ def demo(
     """Simulate a province with known truth, run it, and compare predicted with true area per driver."""
     from pipeline.demo import compare, prepare_demo, render_comparison
 
-    drawing, new = Drawing(), not (out / "product").exists()
+    # beside the simulation: where a killed run has left its folder there may be a plan already, and run_config looks
+    drawing, new = Drawing(), not (out / "product").exists() and not (out / "product.work").exists()
     with Orchestrator(not no_prefect) as by, drawing if new else nullcontext():
         if new:
             by.begin()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
+
+from benchmarks.cores import Cores
 
 PERIOD = 0.5
 """Seconds between two looks at the memory: reading a large process's pages takes some milliseconds of a core."""
@@ -22,7 +23,7 @@ class Usage:
 
     Attributes:
         wall_s: seconds from its start to its end.
-        cpu_s: seconds of cores of it and of all descendants that were waited for, as the kernel counts them.
+        cpu_s: seconds of cores of it and of all its descendants, as the kernel counts them.
         peak_mb: largest sum over its process tree, MB of 2**20 bytes, of proportional set sizes: a page that several
             processes share counts once. Of resident set sizes where the system knows no such thing.
         largest_mb: largest resident set of one process.
@@ -63,17 +64,16 @@ class _Sampler(Thread):
 
 def run_measured(line: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> Usage:
     """Run a command in a folder, its output in `log`; raises RuntimeError with the log's end where it fails."""
+    cores = Cores()
     with log.open("wb") as target:
         started = time.perf_counter()
         process = subprocess.Popen(line, cwd=folder, env=dict(env), stdout=target, stderr=target)
         sampler = _Sampler(process.pid)
         sampler.start()
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
+        wall = cores.wait(process) - started
     sampler.over.set()
     sampler.join()
     if process.returncode:
         end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"exit code {process.returncode}: {' '.join(end)} ({log})")
-    return Usage(wall, used.ru_utime + used.ru_stime, sampler.peak / 2**20, sampler.largest / 2**20)
+    return Usage(wall, cores.seconds, sampler.peak / 2**20, sampler.largest / 2**20)

@@ -54,6 +54,11 @@ def whoami(_task: object) -> int:
     return os.getpid()
 
 
+def environment(name: object) -> str | None:
+    """A variable of the environment that a block would see."""
+    return os.environ.get(str(name))
+
+
 class Fatal:
     """What kills the process that sends it."""
 

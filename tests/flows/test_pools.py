@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import dask
 import psutil
@@ -219,8 +220,55 @@ def test_workers_that_are_started_early_and_not_needed_go_too(config):
         pool.begin()
         pool._pool.result()
         assert children() - before
-    left = [psutil.Process(pid).cmdline() for pid in children() - before]
-    assert [line for line in left if "spawn_main" in " ".join(line)] == []
+    # the process that workers are forked from stays for the next pool
+    assert {psutil.Process(pid).ppid() for pid in children() - before} <= {os.getpid()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are started one by one")
+def test_workers_are_forks_of_one_process_that_has_loaded_everything_and_has_no_threads(config):
+    asked = config("local", 2)
+    with open_pool(asked) as pool:
+        first = pool.executor.submit(simulated_blocks.whoami, None).result(60)
+        parent = psutil.Process(first).parent()
+        assert parent.pid != os.getpid()
+        assert len(parent.children()) == 2
+        names = [(task / "comm").read_text().strip() for task in Path(f"/proc/{parent.pid}/task").iterdir()]
+        # jemalloc (of pyarrow) knows forks; of other threads a fork would have the locks and nobody to open them
+        assert len([name for name in names if name != "jemalloc_bg_thd"]) == 1, names
+        loaded = {Path(part.path).name.split(".")[0] for part in parent.memory_maps()}
+        assert {"libllvmlite", "_multiarray_umath", "_warp"} <= loaded
+    assert not parent.children()
+
+
+def test_workers_have_the_environment_of_their_run_not_of_the_first_one(config, monkeypatch):
+    asked = config("local", 1)
+    for value in ("first", "second"):
+        monkeypatch.setenv("CLEARCAUSE_TESTED", value)
+        with open_pool(asked) as pool:
+            assert pool.executor.submit(simulated_blocks.environment, "CLEARCAUSE_TESTED").result(60) == value
+
+
+KILLED = """
+import sys, time
+import psutil
+from flows.clusters import open_cluster
+from pipeline.config import Compute
+if __name__ == "__main__":
+    with open_cluster(Compute(workers=2)):
+        print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_run_that_is_killed_leaves_no_worker_and_nothing_that_forks_them(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as run:
+        processes = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
+        assert len(processes) >= 3
+        run.kill()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []
 
 
 def test_workers_that_cannot_be_started_early_are_told_of_when_they_are_needed(config, monkeypatch):

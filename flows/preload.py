@@ -1,0 +1,13 @@
+"""Imported by the process that this machine's workers are forked from: what each would load is loaded once.
+
+It opens nothing and starts no thread, as a fork of a process with threads may wait for a lock that nobody holds: no
+engine is loaded here, ONNX Runtime starts one. The thread of jemalloc, which pyarrow brings, knows forks.
+"""
+
+import flows.workers
+import pipeline.models.engines
+from pipeline.blocks import load_libraries
+
+__all__ = ["flows", "pipeline"]
+
+load_libraries()
