@@ -4,6 +4,9 @@ It opens nothing and starts no thread, as a fork of a process with threads may w
 engine is loaded here, ONNX Runtime starts one. The thread of jemalloc, which pyarrow brings, knows forks.
 """
 
+import atexit
+import os
+
 import flows.workers
 import pipeline.models.engines
 from pipeline.blocks import load_libraries
@@ -11,3 +14,12 @@ from pipeline.blocks import load_libraries
 __all__ = ["flows", "pipeline"]
 
 load_libraries()
+
+
+def _end(owner: int = os.getpid()) -> None:
+    """End at once: whoever reads a run's output waits for all that hold it. Workers, being forks, end as they would."""
+    if os.getpid() == owner:
+        os._exit(0)
+
+
+atexit.register(_end)
