@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +20,6 @@ from pipeline.errors import ConfigError
 
 _GIB_PER_WORKER = 2.0
 """A block of 2,048 pixels takes some 1 GiB of a worker on ONNX Runtime, and 1.8 on torch."""
-_FORKED = {"distributed.worker.multiprocessing-method": "forkserver"} if sys.platform == "linux" else {}
-"""Workers of this machine are forked from a process that has loaded everything once: a worker, and the one that takes
-the place of a killed worker, is there at once, and they share those pages. Python's own choice on Linux since 3.14;
-elsewhere system libraries do not bear a fork, and a process with a GPU's context cannot be forked at all."""
 GPU = "GPU"
 """The Dask resource that pins blocks to workers with a GPU; a worker of ours offers one for each of its threads."""
 BLOCKS_PER_GPU = 2
@@ -48,10 +46,29 @@ def open_cluster(compute: Compute) -> Iterator[Any]:
         # a nanny is closed for good when its new worker is not there by then, and a busy machine starts one slowly
         "distributed.deploy.lost-worker-timeout": "15 minutes",
         **_one_thread_each(),
-        **(_FORKED if compute.executor == "local" else {}),
     }
+    if compute.executor == "local":
+        settings["distributed.worker.multiprocessing-method"] = "forkserver" if _can_fork() else "spawn"
     with dask.config.set(settings), start(kind, compute) as cluster:
         yield cluster
+
+
+def _can_fork() -> bool:
+    """Whether workers can be forked from a process that has loaded everything once.
+
+    A worker, and the one that takes the place of a killed worker, is there at once then, and they share those pages.
+    Python's own choice on Linux since 3.14; elsewhere system libraries do not bear it. That process listens at a socket
+    in the folder for temporary files, whose path may be too long for one: they are started one by one then.
+    """
+    if sys.platform != "linux":
+        return False
+    with tempfile.TemporaryDirectory(prefix="pymp-") as folder, socket.socket(socket.AF_UNIX) as probe:
+        try:
+            # as long a name as that of multiprocessing
+            probe.bind(f"{folder}/listener-12345678")
+        except OSError:
+            return False
+    return True
 
 
 def _one_thread_each() -> dict[str, Any]:
@@ -71,9 +88,10 @@ def _local(kind: Any, compute: Compute) -> Any:
     from distributed import Security
     from distributed.utils import get_mp_context
 
-    if _FORKED:
+    context = get_mp_context()
+    if context.get_start_method() == "forkserver":
         # after Dask, which names modules of its own when it asks for the context first
-        get_mp_context().set_forkserver_preload(["distributed", "flows.preload"])
+        context.set_forkserver_preload(["distributed", "flows.preload"])
     return kind(
         n_workers=worker_count(compute),
         # a fork has the environment of the day that its parent was started

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -246,6 +247,15 @@ def test_workers_have_the_environment_of_their_run_not_of_the_first_one(config, 
         monkeypatch.setenv("CLEARCAUSE_TESTED", value)
         with open_pool(asked) as pool:
             assert pool.executor.submit(simulated_blocks.environment, "CLEARCAUSE_TESTED").result(60) == value
+
+
+def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_a_socket(config, monkeypatch, tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with open_pool(config("local", 1)) as pool:
+        first = pool.executor.submit(simulated_blocks.whoami, None).result(60)
+        assert psutil.Process(first).ppid() == os.getpid(), "not a fork"
 
 
 KILLED = """
