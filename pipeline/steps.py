@@ -28,6 +28,7 @@ from pipeline.fetch_log import read_fetch_log
 from pipeline.fetching import fetch_scenes
 from pipeline.gdal import small_cache
 from pipeline.ledger import Ledger, drive
+from pipeline.memory import give_back
 from pipeline.plan import PLAN_FILE, Plan, product_digest, state_digest
 from pipeline.plan_scenes import without_scenes
 from pipeline.planner import archive_state, checked_model, make_plan, plan_inputs
@@ -175,7 +176,7 @@ def _wanted(request: Request, plan: Plan) -> list[planning.PlannedBlock]:
 
 def _prepare_engine(config: RunConfig) -> None:
     """Export the network once, here, so that CPU workers only find it; GPU workers run torch and need none."""
-    from pipeline.models.engines import check_engine
+    from pipeline.models.engines import check_engine, segmenter_for_worker
 
     path, compute = config.work / ENGINE_FILE, config.compute
     path.unlink(missing_ok=True)
@@ -184,6 +185,10 @@ def _prepare_engine(config: RunConfig) -> None:
         told = {"engine": "openvino", "precision": compute.precision, "asked": asked}
         write_json(path, told | dataclasses.asdict(agreement))
         _log.info("openvino, %s, against float32: %s", compute.precision, agreement)
+    if compute.executor != "threads":
+        # the blocks are other processes' work
+        segmenter_for_worker.cache_clear()
+        give_back()
 
 
 def _save_ledger(request: Request, ledger: Ledger) -> None:

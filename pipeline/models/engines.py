@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ModelError
+from pipeline.memory import give_back
 from pipeline.models.agreement import AGREEMENT, Agreement, compare
 from pipeline.models.exported import export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
@@ -85,7 +86,10 @@ def segmenter_for_worker(
     threads: int = 1,
 ) -> Segmenter:
     """Return `open_segmenter` of the same arguments, opened once per process; use only for packages that stay put."""
-    return open_segmenter(folder, engine, device, precision, threads)
+    segmenter = open_segmenter(folder, engine, device, precision, threads)
+    # reading and optimising a graph leaves as much memory free as its weights take
+    give_back()
+    return segmenter
 
 
 def check_engine(folder: Path, engine: Engine, precision: Precision) -> Agreement | None:

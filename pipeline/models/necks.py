@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as functional
 from segmentation_models_pytorch.base.initialization import initialize_decoder
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
@@ -46,6 +47,8 @@ class FPN(nn.Module):
             )
         self.decoder = FPNDecoder([spec.channels for spec in features[-4:]], encoder_depth=4, **settings)
         self.decoder.merge = _Sum()
+        for branch in self.decoder.seg_blocks[:3]:
+            branch.block[-1].upsample = False
         self.out = FeatureSpec(settings["segmentation_channels"], 4)
         self._coarsest = features[-1].stride
 
@@ -61,14 +64,17 @@ class FPN(nn.Module):
 
 
 class _Sum(nn.Module):
-    """The sum of several maps; SMP's copies them beside each other first, 2 to 4 % of an inference's time."""
+    """The sum of a decoder's branches; those of stride 8 are added before they are brought to stride 4.
+
+    Upsampling is linear, so that is the sum SMP's decoder makes of three upsampled maps and copies of all four: 5 % of
+    an inference's time.
+    """
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Add maps of one shape."""
-        total, *others = maps
-        for one in others:
-            total = total + one
-        return total
+        """Add three maps of stride 8, upsampled as SMP does it, to one of stride 4."""
+        first, second, third, fine = maps
+        coarse = functional.interpolate(first + second + third, scale_factor=2.0, mode="bilinear", align_corners=True)
+        return coarse + fine
 
 
 class UNet(nn.Module):
