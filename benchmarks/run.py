@@ -5,9 +5,10 @@
     python -m benchmarks.run --size 4000 7600 15000 --share 0.01 --dates 1  # does time grow as a line, and memory not?
     python -m benchmarks.run --against HEAD~20 --rounds 5          # both by turns: the ratio says what the code did
 
-A case is a whole `clearcause run --no-prefect` in processes of its own, start-up included. One JSON line for each:
-seconds of the wall and of all cores, of each stage and of blocks; megapixels of patches a second of the wall, of a
-core, and of blocks; the share of blocks' time inside the model; peak memory of a worker. From three cases with as many
+A case is a whole `clearcause run --no-prefect` in processes of its own, start-up included; with --prefect, the run has
+its temporary Prefect server, too. One JSON line for each: seconds of the wall and of all cores, of each stage and of
+blocks; megapixels of patches a second of the wall, of a core, and of blocks; the share of blocks' time inside the
+model; peak memory of a worker, and of all processes; what they read. From three cases with as many
 workers on, a line through their seconds over their patches: its slope, and R2. Lines are kept in
 out/bench/results.jsonl. A machine is never the same twice, so a stored line is no ruler: `--against` runs the other
 commit's code on the same provinces between the runs of this one, and prints medians of the ratio of each pair. All
@@ -33,11 +34,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.cores import Cores
+from benchmarks.measured import run_measured
 from pipeline.demo import ROOT, province_config, write_province
 from pipeline.simulate import ProvinceParams
 
-RATIOS = ("wall_s", "cpu_s", "worker_peak_rss_mb")
+RATIOS = ("wall_s", "cpu_s", "worker_peak_rss_mb", "peak_mb")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Case:
     workers: int
     block: int | None = None
     dates: int = 3
+    prefect: bool = False
 
 
 def prepared(out: Path, case: Case, name: str) -> Path:
@@ -69,17 +71,11 @@ def measure(out: Path, case: Case, code: Path = ROOT) -> dict[str, Any]:
     """Run a case with the code of a checkout and return its figures; raises RuntimeError where the run failed."""
     config = prepared(out, case, "bench")
     state = {"PYTHONPATH": str(code), "CLEARCAUSE_STATE": str(out / "state")}
-    line = [sys.executable, "-m", "pipeline.cli", "run", str(config), "--no-prefect"]
-    cores = Cores()
-    with (out / "run.log").open("wb") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(line, cwd=code, env={**os.environ, **state}, stdout=log, stderr=log)
-        wall = cores.wait(process) - started
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(line)}: exit code {process.returncode}, see {out / 'run.log'}")
+    line = [sys.executable, "-m", "pipeline.cli", "run", str(config), *([] if case.prefect else ["--no-prefect"])]
+    used = run_measured(line, code, {**os.environ, **state}, out / "run.log")
     run = json.loads((out / "product-bench" / "run.json").read_text(encoding="utf-8"))
     timings, counts = run["timings"], run["counts"]
-    megapixels, cpu = timings["patches"] * 256**2 / 1e6, cores.seconds
+    megapixels, wall, cpu = timings["patches"] * 256**2 / 1e6, used.wall_s, used.cpu_s
     return {
         **vars(case), "blocks": counts["blocks"], "planned_patches": counts["patches"],
         "patches": timings["patches"],
@@ -88,6 +84,7 @@ def measure(out: Path, case: Case, code: Path = ROOT) -> dict[str, Any]:
         "mpx_per_s": round(megapixels / wall, 3), "mpx_per_core_s": round(megapixels / cpu, 3),
         "mpx_per_s_in_blocks": round(megapixels / timings["block_seconds"], 3), "block_s": timings["block_seconds"],
         "forward_share_of_block_time": timings["forward_share"], "worker_peak_rss_mb": timings["worker_peak_rss_mb"],
+        "peak_mb": round(used.peak_mb), "read_mb": round(used.read_mb),
     }  # fmt: skip
 
 
@@ -152,6 +149,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--block", type=int, help="pixels a side of a block; default that of the demo")
     parser.add_argument("--dates", type=int, default=3, help="dates a year of the simulated archive")
+    parser.add_argument("--prefect", action="store_true", help="with Prefect, as `clearcause run` does by default")
     parser.add_argument("--against", help="a commit whose code is run by turns with this one")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs, with --against")
     args = parser.parse_args()
@@ -159,7 +157,7 @@ def main() -> None:
     other = checked_out(args.out, revision(args.against)) if args.against else None
     found: dict[int, list[dict[str, Any]]] = {}
     for size, share, workers in itertools.product(args.size, args.share, args.workers):
-        case = Case(size, share, workers, args.block, args.dates)
+        case = Case(size, share, workers, args.block, args.dates, args.prefect)
         told = compare(args.out, case, other, args.rounds) if other else measure(args.out, case)
         found.setdefault(workers, []).append(told)
         keep(args.out, told)

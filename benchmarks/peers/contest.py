@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured import Usage, run_measured
 from benchmarks.peers.agreement import class_shares, product_classes, read_map, share_equal
 from benchmarks.peers.case import Case, write_config
 from benchmarks.peers.environment import environment, installed, versions
-from benchmarks.peers.measured import Usage, run_measured
 from pipeline.demo import ROOT
 
 WALL, CLUSTERED = "clearcause wall to wall", "clearcause 1 % loss"

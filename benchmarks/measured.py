@@ -1,4 +1,4 @@
-"""A command and all processes below it: seconds of the wall and of cores, and memory at its peak."""
+"""A command and all processes below it: seconds of the wall and of cores, memory at its peak, and bytes read."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ class Usage:
         peak_mb: largest sum over its process tree, MB of 2**20 bytes, of proportional set sizes: a page that several
             processes share counts once. Of resident set sizes where the system knows no such thing.
         largest_mb: largest resident set of one process.
+        read_mb: what all of them read from files, pipes and sockets, MB of 2**20 bytes, Python's modules included and
+            mapped files left out.
     """
 
     wall_s: float
     cpu_s: float
     peak_mb: float
     largest_mb: float
+    read_mb: float
 
 
 class _Sampler(Thread):
@@ -64,7 +67,7 @@ class _Sampler(Thread):
 
 def run_measured(line: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> Usage:
     """Run a command in a folder, its output in `log`; raises RuntimeError with the log's end where it fails."""
-    cores = Cores()
+    cores, before = Cores(), _bytes_read()
     with log.open("wb") as target:
         started = time.perf_counter()
         process = subprocess.Popen(line, cwd=folder, env=dict(env), stdout=target, stderr=target)
@@ -76,4 +79,10 @@ def run_measured(line: Sequence[str], folder: Path, env: Mapping[str, str], log:
     if process.returncode:
         end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"exit code {process.returncode}: {' '.join(end)} ({log})")
-    return Usage(wall, cores.seconds, sampler.peak / 2**20, sampler.largest / 2**20)
+    sizes = (sampler.peak, sampler.largest, _bytes_read() - before)
+    return Usage(wall, cores.seconds, *(size / 2**20 for size in sizes))
+
+
+def _bytes_read() -> int:
+    """Of this process and all that it has waited for: the kernel adds theirs, as it does with seconds of cores."""
+    return int(psutil.Process().io_counters().read_chars)
