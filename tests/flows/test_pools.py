@@ -258,6 +258,23 @@ def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_a_socke
         assert psutil.Process(first).ppid() == os.getpid(), "not a fork"
 
 
+ENDING = """
+import atexit, os
+atexit.register(print, "the slow end", flush=True)
+import flows.preload
+if os.fork() == 0:
+    print("a worker", flush=True)
+else:
+    os.wait()
+    print("their server", flush=True)
+"""
+
+
+def test_the_process_that_workers_are_forked_from_ends_at_once_and_they_as_others_do():
+    said = subprocess.run([sys.executable, "-c", ENDING], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == ["a worker", "the slow end", "their server"]
+
+
 KILLED = """
 import sys, time
 import psutil
