@@ -91,7 +91,7 @@ def _local(kind: Any, compute: Compute) -> Any:
     context = get_mp_context()
     if context.get_start_method() == "forkserver":
         # after Dask, which names modules of its own when it asks for the context first
-        context.set_forkserver_preload(["distributed", "flows.preload"])
+        context.set_forkserver_preload(["flows.preload"])
     return kind(
         n_workers=worker_count(compute),
         # a fork has the environment of the day that its parent was started

@@ -7,13 +7,18 @@ engine is loaded here, ONNX Runtime starts one. The thread of jemalloc, which py
 import atexit
 import os
 
-import flows.workers
-import pipeline.models.engines
-from pipeline.blocks import load_libraries
+from pipeline.memory import loading
 
-__all__ = ["flows", "pipeline"]
+with loading():
+    import distributed
 
-load_libraries()
+    import flows.workers
+    import pipeline.models.engines
+    from pipeline.blocks import load_libraries
+
+    load_libraries()
+
+__all__ = ["distributed", "flows", "pipeline"]
 
 
 def _end(owner: int = os.getpid()) -> None:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from pipeline.errors import ConfigError
+from pipeline.memory import loading
 
 __all__ = ["temporary_server"]
 
@@ -100,10 +101,12 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _serve(descriptor: int) -> None:
     """Be the server, until the owner's end of standard input is closed."""
     threading.Thread(target=_end_with_owner, daemon=True).start()
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with loading():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
-    uvicorn.run(create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on")
+        server = create_app(ephemeral=True, final=True)
+    uvicorn.run(server, fd=descriptor, log_level="error", lifespan="on")
 
 
 def _end_with_owner() -> None:

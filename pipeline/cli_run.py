@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.costs.clock import Clock
 from pipeline.drawing import Drawing
 from pipeline.errors import ClearcauseError, ProductError
+from pipeline.memory import collect_rarely
 
 if TYPE_CHECKING:
     from pipeline.blocks import BlockRecord
@@ -52,6 +53,13 @@ class Orchestrator(ExitStack):
             from flows.temporary_server import temporary_server
 
             self._address = self.enter_context(temporary_server())
+
+    def load(self) -> None:
+        """Load what `carry_out` needs, where the caller has to wait anyway."""
+        if self.kind == "plain":
+            from pipeline import graph  # noqa: F401
+        else:
+            import flows.regions  # noqa: F401
 
     def carry_out(self, request: Request) -> Outcome:
         """Run the stages of a request."""
@@ -89,6 +97,7 @@ def run_config(
         KeyboardInterrupt: it was interrupted, or told to end (SIGTERM).
     """
     clock, drawing = Clock(), drawing or Drawing()
+    collect_rarely()
     # where nothing was run yet there will be a plan, and what draws its patches loads beside this process
     with drawing if replan or not config.work.is_dir() else nullcontext():
         from flows.runtime import EarlyPool, worker_count
@@ -102,9 +111,15 @@ def run_config(
             run_lock(config.work), log_file(config.work), _tells_of_full_disk(config.work), _ends_on_sigterm(),
             _progress() as progress, EarlyPool(config) as pool,
         ):  # fmt: skip
+
+            def loss_is_read() -> None:
+                # first, as libraries are not to be loaded in two threads at once
+                by.load()
+                pool.begin()
+
             request = Request(
                 config, blocks, allow_incomplete, replan, pool, progress, worker_count(config.compute), by.kind, clock,
-                pool.begin, drawing,
+                loss_is_read, drawing,
             )  # fmt: skip
             if replan:
                 return by.carry_out(request)
