@@ -18,7 +18,12 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)  # fmt: skip
 from prefect.states import Cancelled, Completed
 from prefect.utilities.annotations import quote
 from pydantic import Field
@@ -103,7 +108,8 @@ def run_request(request: Request, name: str, server: Callable[[], str] | None = 
         # five times, as by default, a program would wait for minutes at the end for a server that is gone
         settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
         if server and not PREFECT_API_URL.value():
-            settings[PREFECT_API_URL] = server()
+            # nobody is left to miss the heartbeats of a run whose server ends with it; their thread ends in a second
+            settings |= {PREFECT_API_URL: server(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
         with temporary_settings(settings):
             return region()
     except API_FAULTS as error:

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from pipeline.errors import ConfigError
@@ -31,6 +31,7 @@ START = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 """Prefect's name for the longest start of such a server; its own default, 20 seconds, is too short for two cores."""
 _START_S = 180.0
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
+_LOOPBACK = "127.0.0.1"
 _LOOK = 2.0
 """Seconds for one look at a server that listens but does not answer yet."""
 _GRACE = 8.0
@@ -41,11 +42,13 @@ _GRACE = 8.0
 def temporary_server() -> Iterator[Callable[[], str]]:
     """Start a server; gives a function that waits until it answers and returns the address of its API.
 
-    The function raises ConfigError, with the last that the server said, if it ends or takes too long.
+    From here on this process goes to loopback past any proxy of its environment. The function raises ConfigError, with
+    the last that the server said, if it ends or takes too long.
     """
+    _go_past_proxies()
     with tempfile.TemporaryFile() as said:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        with socket.create_server((_LOOPBACK, 0)) as listening:
+            url = f"http://{_LOOPBACK}:{listening.getsockname()[1]}/api"
             descriptor = listening.fileno()
             # a session of its own: Ctrl-C is for the run, which still has to tell the server how it ended
             child = subprocess.Popen(
@@ -56,6 +59,13 @@ def temporary_server() -> Iterator[Callable[[], str]]:
             yield lambda: _answering(url, child, said)
         finally:
             _end(child)
+
+
+def _go_past_proxies() -> None:
+    """Programs of a site with a proxy find it in the environment, often without a word on loopback."""
+    names = ("no_proxy", "NO_PROXY")
+    direct = [place for name in names for place in os.environ.get(name, "").split(",") if place]
+    os.environ |= dict.fromkeys(names, ",".join(dict.fromkeys([*direct, _LOOPBACK])))
 
 
 def _answering(url: str, child: subprocess.Popen[bytes], said: IO[bytes]) -> str:
@@ -104,9 +114,25 @@ def _serve(descriptor: int) -> None:
     with loading():
         import uvicorn
         from prefect.server.api.server import create_app
+        from uvicorn.main import STARTUP_FAILURE
 
-        server = create_app(ephemeral=True, final=True)
-    uvicorn.run(server, fd=descriptor, log_level="error", lifespan="on")
+        app = create_app(ephemeral=True, final=True)
+    listening = socket.socket(fileno=descriptor)
+    threading.Thread(target=_ask_first, args=(listening.getsockname()[1],), daemon=True).start()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    # not `fd`: uvicorn takes that for a UNIX socket, for which nobody asks TCP to send an answer's end at once (40 ms)
+    server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _ask_first(port: int) -> None:
+    """Be the first to ask, once the server answers: it puts its routes together then, which takes a third of a second.
+
+    Its answer to `health`, which says that it is there, does without them.
+    """
+    with suppress(OSError):
+        urllib.request.urlopen(f"http://{_LOOPBACK}:{port}/api/admin/version").close()
 
 
 def _end_with_owner() -> None:
