@@ -142,7 +142,7 @@ def _blocks(client: Any, config: RunConfig) -> Iterator[Pool]:
     (work / TRIES).mkdir(parents=True)
     paths = tuple(path for path in (config.imagery.cache, Path(config.imagery.source)) if path.exists())
     token = uuid.uuid4().hex
-    workers = _Workers(client, config, needs_of(work, token, paths, config.model))
+    workers = _Workers(client, config, needs_of(config, token, paths))
     try:
         workers.first()
         blocks = _Blocks(client, work / TRIES, workers)

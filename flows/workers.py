@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ClearcauseError, InputError
+from pipeline.errors import ClearcauseError, InputError, ModelError
 
 if TYPE_CHECKING:
     from pipeline.blocks import BlockRecord, BlockTask
+    from pipeline.config import RunConfig
+    from pipeline.models.engines import Engine, Precision
 
 TOKEN_FILE = "seen-by-workers"
 _LEAST_MEMORY = 2**30
@@ -28,23 +30,30 @@ class TriedBefore(Exception):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a worker must have: the run's folder (with a token in it), other paths, the model, versions and the code."""
+    """What a worker must have: the run's folder (with a token in it), other paths, the model, versions and the code.
+
+    `engine` and `precision` are those that the model will be opened with.
+    """
 
     work: Path
     token: str
     paths: tuple[Path, ...]
     model: Path
     model_sha256: str
+    engine: Engine
+    precision: Precision
     versions: dict[str, str]
     code: str
 
 
-def needs_of(work: Path, token: str, paths: tuple[Path, ...], model: Path) -> Needs:
+def needs_of(config: RunConfig, token: str, paths: tuple[Path, ...]) -> Needs:
     """What this process has and every worker must have too; writes the token."""
     from pipeline.artifacts import code_digest, write_bytes
 
+    work, model, compute = config.work, config.model, config.compute
     write_bytes(work / TOKEN_FILE, token.encode())
-    return Needs(work, token, paths, model, _model_digest(model), here(), code_digest())
+    digest = _model_digest(model)
+    return Needs(work, token, paths, model, digest, compute.engine, compute.precision, here(), code_digest())
 
 
 def here() -> dict[str, str]:
@@ -103,15 +112,19 @@ async def examine(needs: Needs, dask_worker: Any) -> str:
     memory = (dask_worker.memory_manager.memory_limit or float("inf")) / dask_worker.state.nthreads
     # in a thread: the worker must answer its scheduler while libraries load
     said = await asyncio.to_thread(fault, needs, memory)
-    if not said:
-        await asyncio.to_thread(_load)
-    return said
+    return said or await asyncio.to_thread(_load, needs)
 
 
-def _load() -> None:
+def _load(needs: Needs) -> str:
     from pipeline.blocks import load_libraries
+    from pipeline.models.engines import open_ahead
 
     load_libraries()
+    try:
+        open_ahead(needs.model, needs.engine, needs.precision)
+    except ModelError as error:
+        return f"cannot use the model: {error}"
+    return ""
 
 
 def try_once(compute: Callable[[BlockTask], BlockRecord], task: BlockTask, mark: Path) -> BlockRecord:

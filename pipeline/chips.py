@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,8 @@ _LIMITS = {"blue": 0.16, "green": 0.18, "red": 0.20, "nir08": 0.5, "swir16": 0.4
 _GAMMA = 1.5
 _NO_DATA = 48
 _QUALITY = 80
+_AT_ONCE = 2
+"""Pictures drawn at once: most of it is GDAL's and Pillow's work, and of each only some scenes' pixels are held."""
 _LINE, _HALO = (255, 225, 0), (0, 0, 0)
 
 
@@ -113,20 +117,19 @@ def draw_chips(plan: Plan, events: GeoDataFrame, ids: Sequence[str]) -> list[Chi
     if missing:
         raise InputError(f"event {missing[0]}: not among the {len(rows)} events of this product")
     wanted = rows.loc[list(ids)].to_crs(plan.grid.crs)
-    # files are opened for a few pixels: listing their folders would take longer than reading them
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-        return [
-            _pair(plan, name, int(year), geometry)
-            for name, year, geometry in zip(ids, wanted["loss_year"], wanted.geometry, strict=True)
-        ]
+    # not in the threads: rasterio sets the filters of warnings for it, which are the process's
+    frames = [_frame(plan, geometry) for geometry in wanted.geometry]
+    with ThreadPoolExecutor(_AT_ONCE, "chip") as pool:
+        return list(pool.map(partial(_pair, plan), ids, wanted["loss_year"], frames))
 
 
-def _pair(plan: Plan, event_id: str, year: int, geometry: Any) -> ChipPair:
-    frame = _frame(plan, geometry)
+def _pair(plan: Plan, event_id: str, year: int, frame: _Frame) -> ChipPair:
     early = [plan.before_scenes[s] for s in plan.before.get(year, ())]
     late = [plan.scenes[s] for s in _used(plan, year, frame.bounds) if s in plan.scenes]
-    before, why_not = _draw(plan, frame, early, year, "before")
-    after, nor = _draw(plan, frame, late, year, "after")
+    # files are opened for a few pixels: listing their folders would take longer than reading them
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        before, why_not = _draw(plan, frame, early, year, "before")
+        after, nor = _draw(plan, frame, late, year, "after")
     return ChipPair(event_id, before, after, "; ".join(text for text in (why_not, nor) if text))
 
 

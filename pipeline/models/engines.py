@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.errors import ModelError
 from pipeline.memory import give_back
 from pipeline.models.agreement import AGREEMENT, Agreement, compare
-from pipeline.models.exported import export_onnx
+from pipeline.models.exported import export_onnx, is_exported
 from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.openvino_engine import OpenVinoEngine
 from pipeline.models.store import Package, load_package
@@ -92,15 +92,25 @@ def segmenter_for_worker(
     return segmenter
 
 
+def open_ahead(folder: Path, engine: Engine, precision: Precision) -> None:
+    """Open a package for the blocks to come, unless its graph is still to be exported: a run does that once, itself."""
+    package = load_package(folder)
+    on_torch = engine == "torch" or (engine == "auto" and not package.is_onnx and _use_cuda("auto"))
+    if on_torch or package.is_onnx or is_exported(folder):
+        segmenter_for_worker(folder, engine, "auto", precision)
+
+
 def check_engine(folder: Path, engine: Engine, precision: Precision) -> Agreement | None:
     """Open a package here as a worker does, and hold OpenVINO against ONNX Runtime in float32.
 
-    None for torch, and for ONNX Runtime, whose graph was held against torch when it was exported. In half precision
-    the agreement is for the user to judge.
+    None for torch, and for ONNX Runtime, whose graph was held against torch when it was exported: one that lies there
+    as it was then is not opened once more. In half precision the agreement is for the user to judge.
 
     Raises:
         ModelError: the package cannot be opened, or OpenVINO in float32 names other classes.
     """
+    if engine in ("auto", "onnx") and precision not in HALF and is_exported(folder):
+        return None
     segmenter = segmenter_for_worker(folder, engine, "auto", precision)
     if not isinstance(segmenter, OpenVinoEngine):
         return None

@@ -31,7 +31,7 @@ def export_onnx(folder: Path) -> Path:
     Raises ModelError where torch cannot export the network or the graph disagrees with torch.
     """
     package = load_package(folder)
-    path = cache_dir() / f"{package.card.sha256}-{_code(package)}.onnx"
+    path = _place(package)
     if _is_whole(path):
         return path
     try:
@@ -44,6 +44,16 @@ def export_onnx(folder: Path) -> Path:
     except (OSError, Timeout) as error:
         raise ModelError(f"cache {path.parent} cannot be used: {error}; set {CACHE_VARIABLE} to a folder") from error
     return path
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether the graph of a package lies in the cache; one that is a graph itself is not exported."""
+    package = load_package(folder)
+    return not package.is_onnx and _is_whole(_place(package))
+
+
+def _place(package: Package) -> Path:
+    return cache_dir() / f"{package.card.sha256}-{_code(package)}.onnx"
 
 
 def _is_whole(path: Path) -> bool:

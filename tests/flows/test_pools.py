@@ -333,7 +333,7 @@ def test_workers_that_are_asked_have_loaded_what_their_first_block_needs(config)
 
 
 def needs(config, **changes):
-    made = workers.needs_of(config.work, "token", (), config.model)
+    made = workers.needs_of(config, "token", ())
     return workers.Needs(**{**vars(made), **changes})
 
 
