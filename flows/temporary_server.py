@@ -114,7 +114,6 @@ def _serve(descriptor: int) -> None:
     with loading():
         import uvicorn
         from prefect.server.api.server import create_app
-        from uvicorn.main import STARTUP_FAILURE
 
         app = create_app(ephemeral=True, final=True)
     listening = socket.socket(fileno=descriptor)
@@ -123,7 +122,7 @@ def _serve(descriptor: int) -> None:
     # not `fd`: uvicorn takes that for a UNIX socket, for which nobody asks TCP to send an answer's end at once (40 ms)
     server.run(sockets=[listening])
     if not server.started:
-        sys.exit(STARTUP_FAILURE)
+        sys.exit(1)
 
 
 def _ask_first(port: int) -> None:

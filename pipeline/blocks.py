@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.composite import median_composite
 from pipeline.errors import BlockError
 from pipeline.events import FIXED_POINT, LogitSums, sum_by_event, to_fixed_point
 from pipeline.grid import Block
-from pipeline.imagery import YEARS_AT_ONCE, YearImage, fill_composites, list_reads
+from pipeline.imagery import YearImage, fill_composites, list_reads
 from pipeline.labels import NO_DATA
 from pipeline.lattice import BlockLoss, listed, needed
 from pipeline.models.calibration import calibrated
@@ -39,6 +39,8 @@ from pipeline.plan import (
     PLAN_FILE,
     Plan,
     PlannedBlock,
+    dated_years,
+    groups_of_years,
     read_block_loss,
     read_patches,
     read_plan,
@@ -221,13 +223,14 @@ def _predict_block(task: BlockTask, plan: Plan, planned: PlannedBlock, model: _T
     """All loss years of a block, a few at a time."""
     _, year_of, last = _opened(task.work, task.plan)
     drawn, loss = read_patches(task.work, planned), _read_loss(task.work, plan, planned)
+    used = {year: tuple(s for s in ids if s not in task.excluded) for year, ids in planned.scenes.items()}
     parts = []
-    for lost in _grouped(loss, planned, year_of):
+    for lost in _grouped(loss, planned, year_of, groups_of_years(used, dated_years(year_of, last))):
         group = []
-        for year, own in lost.items():
-            scenes = [plan.scenes[s] for s in planned.scenes[year] if s not in task.excluded]
-            image = _year_image(plan, own, [localised(s, task.cache) for s in scenes], drawn)
-            image.since = _since(loss, np.where(year_of == year, last, 0))
+        for years, own in lost.items():
+            scenes = [localised(plan.scenes[s], task.cache) for s in used[years[0]]]
+            image = _year_image(plan, own, scenes, drawn)
+            image.since = _since(loss, np.where(np.isin(year_of, years), last, 0))
             group.append(image)
         fill_composites(group, planned.block, plan.grid, plan.layout, plan.bands)
         batch = task.batch or _patches_at_once(model)
@@ -243,28 +246,31 @@ def _since(loss: BlockLoss, last: np.ndarray) -> np.ndarray | None:
     return np.concatenate([[0], last])[loss.labels].astype(np.int32) if last.any() else None
 
 
-def _grouped(loss: BlockLoss, planned: PlannedBlock, year_of: np.ndarray) -> Iterator[dict[int, BlockLoss]]:
-    """The loss years of a block in the groups that are composited at once."""
+def _grouped(
+    loss: BlockLoss, planned: PlannedBlock, year_of: np.ndarray, groups: Iterable[list[tuple[int, ...]]]
+) -> Iterator[dict[tuple[int, ...], BlockLoss]]:
+    """The loss of a block in the groups that are composited at once, by the years that are one in there."""
     if planned.late:
         loss = loss.only(np.isin(loss.labels, np.array(planned.only) + 1))
     years = np.concatenate([[0], year_of]).astype(np.int16)[loss.labels]
-    order = sorted(planned.scenes)
-    for start in range(0, len(order), YEARS_AT_ONCE):
-        yield {year: loss.only(years == year) for year in order[start : start + YEARS_AT_ONCE]}
+    for group in groups:
+        yield {alike: loss.only(np.isin(years, alike)) for alike in group}
 
 
 def planned_reads(work: Path, plan: Plan, planned: PlannedBlock) -> list[tuple[tuple[int, int, int, int], set[int]]]:
     """Windows (row, column, height, width) of the run's grid that computing a block reads, each with its loss years.
 
-    The windows hold for every choice of scenes: with fewer of them less is read, never more.
+    The windows hold for every choice of scenes: with fewer of them less is read, never more, and years that turn out
+    to see the same scenes read what they would have read beside each other.
     """
     year_of, _ = _event_rows(work)
     drawn, size = read_patches(work, planned), plan.layout.size
     found = []
-    for lost in _grouped(_read_loss(work, plan, planned), planned, year_of):
+    apart = groups_of_years(planned.scenes, planned.scenes)
+    for lost in _grouped(_read_loss(work, plan, planned), planned, year_of, apart):
         group = [listed(needed(drawn, size, loss)) for loss in lost.values()]
         reads = list_reads(group, planned.block, plan.layout)
-        found += [(read.window, {year for k, year in enumerate(lost) if k in read.years}) for read in reads]
+        found += [(read.window, {year for k, (year,) in enumerate(lost) if k in read.years}) for read in reads]
     return found
 
 
@@ -276,13 +282,13 @@ def _patches_at_once(model: _Timed) -> int:
 
 
 def _year_image(plan: Plan, loss: BlockLoss, scenes: list[Scene], drawn: np.ndarray) -> YearImage:
-    """A loss year with an empty image and those of the block's patches that speak for its loss."""
+    """A loss year, or several, with an empty image and those of the block's patches that speak for its loss."""
     image = np.full((len(plan.bands), *loss.labels.shape), np.nan, np.float32)
     return YearImage(loss, scenes, listed(needed(drawn, plan.layout.size, loss)), image)
 
 
 def _predict_year(plan: Plan, year: YearImage, drawn: np.ndarray, model: _Timed, batch: int) -> YearSums:
-    """Composite of one loss year to classes of its loss pixels and sums of its events."""
+    """Composite of one loss year, or several, to classes of its loss pixels and sums of its events."""
     loss, block, size = year.loss, year.loss.block, plan.layout.size
     rows = slice(block.row0 - loss.row0, block.row0 - loss.row0 + block.height)
     cols = slice(block.col0 - loss.col0, block.col0 - loss.col0 + block.width)

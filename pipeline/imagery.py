@@ -19,17 +19,15 @@ from pipeline.grid import Block, RunGrid
 from pipeline.lattice import BlockLoss, Patch, PatchLayout, lattice_window
 from pipeline.stack import SceneStack
 
-YEARS_AT_ONCE = 3
-"""Composites held at once; with the default block each takes 160 MB."""
 _TILE = 512
 
 
 @dataclass
 class YearImage:
-    """One loss year of a block.
+    """One loss year of a block, or several that see the same scenes.
 
     Attributes:
-        loss: of this year.
+        loss: of this year, or these.
         scenes: what the composite is made of.
         patches: where the model will look.
         image: float32 [bands, height, width] over the block's lattice window, NaN = not seen (`fill_composites`).

@@ -130,6 +130,7 @@ def _late_blocks(
     """The first plan's blocks that hold one of the event rows and get a new scene, as blocks of the next pass."""
     number = max(b.late for b in plan.blocks) + 1
     years = events["loss_year"].to_numpy()
+    dated = planning.dated_years(years, events["last_day"].to_numpy())
     boxes = events[["row0", "col0", "row1", "col1"]].to_numpy()[rows]
     found = []
     with rasterio.open(work / LABELS_FILE) as raster:
@@ -146,12 +147,12 @@ def _late_blocks(
                 continue
             drawn = planning.read_patches(work, planned)
             part = planning.find_block(loss, years, plan.layout.size, drawn)
-            late = planning.assign_scenes(block, part.patches, chosen, plan.grid, plan.layout)
+            late = planning.assign_scenes(block, part.speaking, chosen, plan.grid, plan.layout)
             if any(late.values()):
                 scenes = {year: tuple(sorted({*planned.scenes.get(year, ()), *ids})) for year, ids in late.items()}
                 only = tuple(int(row) for row in np.unique(inside[inside > 0]) - 1)
                 own = dataclasses.replace(block, id=f"{block.id}+{number}")
-                patches = sum(part.patches.values())
+                patches = part.patches(scenes, dated)
                 found.append(PlannedBlock(own, scenes, part.events, part.pixels, patches, number, only, part.covered))
     return found
 

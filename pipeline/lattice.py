@@ -166,13 +166,18 @@ def needed(patches: np.ndarray, size: int, loss: BlockLoss, clear: np.ndarray | 
 
     `clear` are the labels inside the block less those that no image shows; by default nothing is hidden.
     """
+    chosen: np.ndarray = patches[speaking(patches, size, loss, clear)]
+    return chosen
+
+
+def speaking(patches: np.ndarray, size: int, loss: BlockLoss, clear: np.ndarray | None = None) -> np.ndarray:
+    """Which of the patches are `needed`, bool [n]."""
     seen = loss.inside if clear is None else clear
     hit = np.zeros(len(patches), bool)
     for k, patch in enumerate(listed(patches) if seen.any() else ()):
         outer, _ = overlap(patch, size, loss.block)
         hit[k] = seen[outer].any() and loss.spoken(patch, size, seen)[2].any()
-    chosen: np.ndarray = patches[hit]
-    return chosen
+    return hit
 
 
 def covered_pixels(patches: np.ndarray, size: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from pipeline.catalog.scene import Asset, Catalog, Refusal, Scene, SceneGrid
 from pipeline.catalog.select import refuse as refuse
 from pipeline.config import Imagery
 from pipeline.grid import Block, RunGrid, reproject
-from pipeline.lattice import PATCH, BlockLoss, PatchLayout, covered_pixels, lattice_window, meeting, needed
+from pipeline.lattice import PATCH, BlockLoss, PatchLayout, covered_pixels, lattice_window, meeting, needed, speaking
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 EVENTS_FILE = "events.parquet"
 LABELS_FILE = "labels.tif"
+YEARS_AT_ONCE = 3
+"""Composites held at once; with the default block each takes 160 MB."""
 PATCHES_FILE = "patches.parquet"
 _ROW_GROUP = 1 << 16
 """Rows of the patches' file that are read for one block, at most twice as many."""
@@ -49,6 +51,7 @@ AUXILIARY_PREFIX = "aux_"
 class PlannedBlock:
     """A block that holds loss: its window, the scenes for each loss year, and how much there is to do.
 
+    `patches` go through the model, if the choice of scenes leaves alike what is alike among the candidates.
     `covered` are the pixels under its patches: those of which scenes are read.
     `late` is 0 for a block of the first plan and k for one of the k-th pass over late images, which computes only the
     events in the rows `only` (see `pipeline.late`).
@@ -221,17 +224,47 @@ def _scene(tree: dict[str, Any]) -> Scene:
 
 @dataclass(frozen=True)
 class FoundBlock:
-    """A block that holds loss: how many events and loss pixels, the patches of each loss year, and what they cover.
+    """A block that holds loss: how many events and loss pixels, its patches, and how many pixels those cover.
 
-    `drawn` are its patches for all years, int32 [n, 7] (see `lattice.PATCH`).
+    `drawn` are its patches for all years, int32 [n, 7] (see `lattice.PATCH`); `speaking` says by loss year, bool [n],
+    which of them speak for its loss.
     """
 
     block: Block
     events: int
     pixels: int
-    patches: dict[int, int]
+    speaking: dict[int, np.ndarray]
     covered: int
     drawn: np.ndarray
+
+    def patches(self, scenes: dict[int, tuple[str, ...]], dated: Collection[int]) -> int:
+        """How many go through the model; see `groups_of_years`."""
+        return sum(
+            int(np.logical_or.reduce([self.speaking[year] for year in years]).sum())
+            for group in groups_of_years(scenes, dated)
+            for years in group
+        )
+
+
+def groups_of_years(
+    scenes: Mapping[int, tuple[str, ...]], dated: Collection[int]
+) -> Iterator[list[tuple[int, ...]]]:  # fmt: skip
+    """Loss years of a block as they are computed: YEARS_AT_ONCE from one reading, and those that see the same as one.
+
+    Years with the same scenes have the same composite, so that a patch is seen once for all of them, except for the
+    `dated` ones: where days of the loss are known, what counts of a scene differs from pixel to pixel.
+    """
+    order = sorted(scenes)
+    for start in range(0, len(order), YEARS_AT_ONCE):
+        alike: dict[object, list[int]] = {}
+        for year in order[start : start + YEARS_AT_ONCE]:
+            alike.setdefault(year if year in dated else tuple(scenes[year]), []).append(year)
+        yield [tuple(years) for years in alike.values()]
+
+
+def dated_years(years: np.ndarray, last_day: np.ndarray) -> set[int]:
+    """Loss years of which at least one event has a day, from both by event (0 = no day is known)."""
+    return {int(year) for year in np.unique(years[last_day > 0])}
 
 
 def read_block_loss(labels: rasterio.DatasetReader, block: Block, layout: PatchLayout) -> BlockLoss:
@@ -269,12 +302,12 @@ def find_block(loss: BlockLoss, years: np.ndarray, size: int, drawn: np.ndarray)
     inside = loss.inside
     rows = np.unique(inside[inside > 0]) - 1
     drawn, several = needed(drawn, size, loss), np.unique(years[rows])
-    patches = {int(year): len(drawn) for year in several}
+    heard = {int(year): np.ones(len(drawn), bool) for year in several}
     if len(several) > 1:
         year_of = np.concatenate([[0], years])[loss.labels]
-        patches = {int(year): len(needed(drawn, size, loss.only(year_of == year))) for year in several}
+        heard = {int(year): speaking(drawn, size, loss.only(year_of == year)) for year in several}
     covered = covered_pixels(drawn, size)
-    return FoundBlock(loss.block, len(rows), int(np.count_nonzero(inside)), patches, covered, drawn)
+    return FoundBlock(loss.block, len(rows), int(np.count_nonzero(inside)), heard, covered, drawn)
 
 
 def save_patches(folder: Path, found: Sequence[FoundBlock]) -> None:
@@ -343,10 +376,12 @@ def loss_areas(events: GeoDataFrame, grid: RunGrid, layout: PatchLayout) -> dict
     return areas
 
 
-def plan_block(found: FoundBlock, chosen: dict[int, list[Scene]], grid: RunGrid, layout: PatchLayout) -> PlannedBlock:
-    """Freeze one block."""
-    scenes = assign_scenes(found.block, found.patches, chosen, grid, layout)
-    patches = sum(found.patches.values())
+def plan_block(
+    found: FoundBlock, chosen: dict[int, list[Scene]], grid: RunGrid, layout: PatchLayout, dated: Collection[int]
+) -> PlannedBlock:
+    """Freeze one block; `dated` as for `groups_of_years`."""
+    scenes = assign_scenes(found.block, found.speaking, chosen, grid, layout)
+    patches = found.patches(scenes, dated)
     return PlannedBlock(found.block, scenes, found.events, found.pixels, patches, covered=found.covered)
 
 

@@ -132,6 +132,7 @@ def make_plan(
         # last, as its process is slow to load
         drawn = drawing.draw(layout, grid, burned.bounds)
     blocks = planning.find_blocks(events, grid, labels, layout, drawn)
+    dated = planning.dated_years(events["loss_year"].to_numpy(), events["last_day"].to_numpy())
     planning.save_patches(config.work, blocks)
     names = {year: tuple(sorted(s.id for s in group)) for year, group in sorted(candidates.items())}
     return Plan(
@@ -150,7 +151,7 @@ def make_plan(
         loss=digest([found.description, events[["event_id", "last_day", "pixels"]].to_numpy().tolist()]),
         scenes={s.id: s for group in candidates.values() for s in group},
         refused=tuple(sorted([*refused, *unfit, *left], key=lambda r: r.scene_id)),
-        blocks=tuple(planning.plan_block(part, candidates, grid, layout) for part in blocks),
+        blocks=tuple(planning.plan_block(part, candidates, grid, layout, dated) for part in blocks),
         warnings=(*said, *_warnings(config, card, burned.pixels), *doubts(sources, predictors, card.region)),
         auxiliary=sources,
         before={year: tuple(s.id for s in group) for year, group in sorted(before.items())},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from run_samples import World, run, write_config
 
 from pipeline.config import RunConfig
+from pipeline.memory import loading
 from pipeline.models.engines import segmenter_for_worker
 from pipeline.request import thread_pool
 
@@ -50,6 +52,29 @@ def test_a_model_is_held_where_it_will_be_used(
         return thread_pool(config)
 
     segmenter_for_worker.cache_clear()
-    config = write_config(tmp_path, world, tiny_model, compute__executor=executor, compute__engine="onnx")
+    config = write_config(tmp_path, world, tiny_model, compute__executor=executor, compute__engine="openvino")
     run(config, pool=looking_pool)
     assert models == [held]
+
+
+def test_nothing_is_collected_while_libraries_load_nor_among_them_later() -> None:
+    assert gc.isenabled()
+    try:
+        with loading():
+            assert not gc.isenabled()
+            stays = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= len(stays)
+    finally:
+        gc.unfreeze()
+
+
+def test_collecting_stays_off_for_who_has_switched_it_off() -> None:
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

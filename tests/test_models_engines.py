@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from model_samples import BANDS, card_fields, random_network, random_package
 from pipeline.errors import ModelError
 from pipeline.models.agreement import AGREEMENT
 from pipeline.models.card import Part, read_card
-from pipeline.models.engines import MOST_PATCHES, check_engine, open_segmenter, segmenter_for_worker
+from pipeline.models.engines import MOST_PATCHES, check_engine, open_ahead, open_segmenter, segmenter_for_worker
 from pipeline.models.exported import CACHE_VARIABLE, export_onnx
 from pipeline.models.onnx_engine import OnnxEngine
 from pipeline.models.openvino_engine import OpenVinoEngine
@@ -96,6 +97,35 @@ def test_half_precision_on_a_cpu_is_openvinos_and_how_far_it_agrees_is_said(fold
     assert 0.95 < found.argmax_agreement <= 1
     assert 0 < found.max_probability_difference < 0.1
     assert "random patch" in str(found)
+
+
+def test_what_was_exported_and_checked_is_not_opened_once_more(folder: Path, tmp_path: Path) -> None:
+    segmenter_for_worker.cache_clear()
+    export_onnx(folder)
+    assert check_engine(folder, "auto", "auto") is None
+    assert segmenter_for_worker.cache_info().currsize == 0
+    card = json.loads((folder / "model.json").read_text())
+    del card["sha256"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    import_onnx(export_onnx(folder), tmp_path / "card.json", tmp_path / "graph")
+    assert check_engine(tmp_path / "graph", "auto", "auto") is None
+    assert segmenter_for_worker.cache_info().currsize == 1, "nobody has opened this one yet"
+
+
+def test_a_model_is_opened_ahead_unless_it_must_be_exported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_onnx(folder)
+    opened = []
+    for cache in (tmp_path, Path(os.environ[CACHE_VARIABLE])):
+        monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+        segmenter_for_worker.cache_clear()
+        open_ahead(folder, "auto", "auto")
+        opened.append(segmenter_for_worker.cache_info().currsize)
+    assert opened == [0, 1]
+    # as a block asks for it
+    segmenter_for_worker(folder, "auto", "auto", "auto")
+    assert segmenter_for_worker.cache_info().currsize == 1
 
 
 def test_plain_engines_need_no_comparison_and_openvino_in_float32_passes_it(folder: Path) -> None:

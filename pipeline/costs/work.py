@@ -19,7 +19,7 @@ from pipeline.catalog.check import REMOTE
 from pipeline.catalog.scene import QA_PIXEL
 from pipeline.config import RunConfig
 from pipeline.lattice import lattice_window
-from pipeline.plan import Plan, PlannedBlock
+from pipeline.plan import YEARS_AT_ONCE, Plan, PlannedBlock
 
 LOOK, OPEN, READ, MODEL, MERGE, PUBLISH = "look", "open", "read", "model", "merge", "publish"
 START, POOL = "start", "pool"
@@ -227,7 +227,7 @@ def _absent(plan: Plan, key: str) -> int:
 
 def _composite_mb(plan: Plan, planned: PlannedBlock) -> float:
     _, _, height, width = lattice_window(planned.block, plan.layout)
-    years = min(len(planned.scenes), 3)
+    years = min(len(planned.scenes), YEARS_AT_ONCE)
     scenes = max(map(len, planned.scenes.values()), default=0)
     tile = min(height, 512) * min(width, 512)
     return 4 * len(plan.bands) * (years * height * width + 2 * scenes * tile) / 1e6

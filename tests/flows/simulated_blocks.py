@@ -74,8 +74,10 @@ def finishes_and_dies(_task: object) -> Fatal:
 
 
 def loaded(_: object) -> list[str]:
-    """Which of the libraries of a block this process has, and whether their compiled loops are there."""
+    """Which of the libraries of a block this process has, whether their compiled loops are there, and a model."""
     from pipeline.composite import _medians
+    from pipeline.models.engines import segmenter_for_worker
     from pipeline.resample import _mean, _nearest
 
-    return [kernel.__name__ for kernel in (_medians, _mean, _nearest) if kernel.overloads]
+    found = [kernel.__name__ for kernel in (_medians, _mean, _nearest) if kernel.overloads]
+    return [*found, *["a model"] * segmenter_for_worker.cache_info().currsize]

@@ -25,6 +25,7 @@ from flows.workers import TriedBefore
 from pipeline.config import Compute, load_config
 from pipeline.errors import ConfigError, IncompleteError
 from pipeline.ledger import MAX_ATTEMPTS, Ledger, drive
+from pipeline.models.exported import export_onnx
 
 PATHS = f"{ROOT}:{ROOT / 'tests' / 'flows'}"
 
@@ -325,8 +326,10 @@ def test_a_pool_that_nobody_began_is_opened_when_it_is_asked_for(config):
 
 def test_workers_that_are_asked_have_loaded_what_their_first_block_needs(config):
     asked = config("local", 1)
+    export_onnx(asked.model)
     with EarlyPool(asked) as pool, pool(asked) as opened:
-        assert opened.executor.submit(simulated_blocks.loaded, None).result(60) == ["_medians", "_mean", "_nearest"]
+        found = opened.executor.submit(simulated_blocks.loaded, None).result(60)
+    assert found == ["_medians", "_mean", "_nearest", "a model"]
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -362,6 +365,15 @@ def test_a_worker_without_the_paths_the_model_or_the_right_to_write_is_unfit(con
     made = config("threads")
     assert "does not see /nowhere" in workers.fault(needs(made, paths=(workers.Path("/nowhere"),)), 2**31)
     assert "cannot use the model" in workers.fault(needs(made, model=tmp_path), 2**31)
+
+
+def test_a_worker_that_cannot_open_the_model_is_unfit(config):
+    asked = config("local", 1)
+    broken = asked.model_copy(
+        update={"compute": asked.compute.model_copy(update={"precision": "bf16", "engine": "torch"})}
+    )
+    with pytest.raises(ConfigError, match=r"worker tls://\S+ cannot use the model: .*bf16"), open_pool(broken):
+        pass
 
 
 @pytest.mark.slow

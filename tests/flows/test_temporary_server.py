@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -9,15 +11,19 @@ import urllib.request
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect_server import until
 from run_samples import ROOT, program, write_config
 
 import flows.temporary_server
+from flows import regions
 from flows.temporary_server import temporary_server
 from pipeline.cli_run import Orchestrator, run_config
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.plan import PLAN_FILE
+from pipeline.request import Request
 
 OWNER = """
 import time
@@ -37,6 +43,33 @@ def test_it_answers_until_its_owner_leaves(tmp_path, monkeypatch):
             assert answer.read() == b"true"
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/health", timeout=10)
+
+
+def test_it_is_found_where_programs_go_through_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "corp.example")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{dead.getsockname()[1]}")
+        with temporary_server() as address, temporary_settings({PREFECT_API_URL: address()}):
+            assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "corp.example,127.0.0.1"
+            with get_client(sync_client=True) as client:
+                assert client.api_healthcheck() is None
+
+
+def test_a_run_with_one_of_its_own_sends_no_heartbeats(tmp_path, monkeypatch, world, tiny_model):
+    heard = []
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    config = load_config(write_config(tmp_path, world, tiny_model))
+    watched = lambda *_: heard.append(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())  # noqa: E731
+    monkeypatch.setattr(regions, "_watched", watched)
+    with temporary_server() as address:
+        regions.run_request(Request(config), "one of its own", address)
+        with temporary_settings({PREFECT_API_URL: address()}):
+            regions.run_request(Request(config), "one that stays", address)
+    assert heard == [None, 180]
 
 
 def test_it_ends_with_an_owner_that_is_killed():

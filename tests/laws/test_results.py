@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -26,8 +27,10 @@ from run_samples import (
 )
 from shapely import box
 
+from pipeline import blocks
 from pipeline.config import load_config
 from pipeline.grid import reproject
+from pipeline.plan import groups_of_years
 from pipeline.product.inspect import inspect_product, render_text
 
 CRS = "EPSG:32620"
@@ -55,6 +58,22 @@ def test_the_reference_product_is_sound_and_says_something(world, reference):
 def test_block_size_changes_nothing(block, world, reference, tiny_model, tmp_path):
     product = run(write_config(tmp_path, world, tiny_model, grid__block=block)).product
     assert_same_results(product, reference)
+
+
+def test_loss_years_that_see_the_same_scenes_share_patches_and_nothing_changes(
+    world, reference, tiny_model, tmp_path, monkeypatch
+):
+    patches = {}
+    for name, dated in (("shared", lambda scenes: ()), ("apart", lambda scenes: scenes)):
+        monkeypatch.setattr(
+            blocks, "groups_of_years", lambda scenes, _, dated=dated: groups_of_years(scenes, dated(scenes))
+        )
+        product = run(write_config(tmp_path / name, world, tiny_model)).product
+        assert_same_results(product, reference)
+        record = json.loads((product / "run.json").read_text())
+        patches[name] = record["timings"]["patches"]
+    # the plan knows, less the patches on which no image shows any loss
+    assert patches["shared"] <= record["counts"]["patches"] < patches["apart"]
 
 
 @pytest.mark.parametrize("workers", [2])
