@@ -26,7 +26,7 @@ START, POOL = "start", "pool"
 MEMORY, DISK, NETWORK, BYTES = "memory", "disk", "network", "bytes"
 
 _SQUARE = 256
-_START_S = {"none": 0.5, "plain": 3.0, "server": 8.0, "temporary server": 12.0}
+_START_S = {"none": 0.5, "plain": 2.0, "server": 3.0, "temporary server": 3.0}
 _POOL_S = {"threads": 0.5, "local": 3.0}
 _LOOK_BASE_S, _LOOK_S = 2.0, 0.0012
 """A scene in a square of 256 pixels that holds loss."""
