@@ -58,8 +58,9 @@ def main() -> None:
         code = _fail(error, 1)
     if code == 130:  # typer itself turns Ctrl-C into this code, without a word
         print("interrupted; run the same command again to go on from what is done", file=sys.stderr)
-    # the end of the process would look through all it has loaded, again and again
-    gc.freeze()
+    # the end of the process would look through all it has loaded, again and again; torch's triton counts what is left
+    if "torch" not in sys.modules:
+        gc.freeze()
     sys.exit(code or 0)
 
 

@@ -32,6 +32,12 @@ def test_help_imports_nothing_heavy(arguments):
     assert len(done.stdout.splitlines()) > 5
 
 
+def test_a_program_that_has_loaded_torchs_compiler_ends_without_a_word():
+    code = "import sys, torch._dynamo\nfrom pipeline.cli import main\nsys.argv = ['clearcause', 'schema']\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_help_names_every_command(cli):
     text = cli("--help").out
     for name in (
