@@ -56,9 +56,9 @@ class Orchestrator(ExitStack):
 
     def load(self) -> None:
         """Load what `carry_out` needs, where the caller has to wait anyway."""
-        if self.kind == "plain":
-            from pipeline import graph  # noqa: F401
-        else:
+        # first, as Prefect reads its settings when it is loaded
+        self.begin()
+        if self.kind != "plain":
             import flows.regions  # noqa: F401
 
     def carry_out(self, request: Request) -> Outcome:

@@ -101,6 +101,14 @@ def test_one_that_cannot_start_is_told_in_a_line(by, tmp_path, monkeypatch, requ
     assert "Traceback" not in ended.err
 
 
+def test_a_run_that_plans_anew_is_as_quiet_as_the_first_one(world, tiny_model, tmp_path):
+    config = write_config(tmp_path, world, tiny_model)
+    for chips in (1, 2):
+        ended = program("run", config, "-o", f"output.chips={chips}", PREFECT_HOME=str(tmp_path / "home"))
+        assert ended.code == 0, ended.err
+        assert "Flow run" not in ended.out + ended.err
+
+
 def test_a_rerun_with_nothing_to_do_starts_none(world, tiny_model, tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     config = load_config(write_config(tmp_path, world, tiny_model))
